@@ -1,0 +1,43 @@
+# make demo   set up .venv and run the whole job on a real model
+# make test   set up .venv and pass the tests;  make test-fast leaves out real models
+# Both go on where they stopped.
+
+PYTHON ?= python3
+BIN := .venv/bin
+LLAMA_CPP_PYTHON := 0.3.36
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-fast lint setup clean
+
+demo: setup
+	$(BIN)/edgeprune run --device host --max-mem 150MB --context 512 --quant Q8_0 -o demo
+
+test: setup .venv/llama.cpp
+	$(BIN)/ruff check edgeprune exporters tests benchmarks
+	$(BIN)/python -m pytest
+
+test-fast: setup .venv/llama.cpp
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check edgeprune exporters tests benchmarks
+	$(BIN)/ruff format --check edgeprune exporters tests benchmarks
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing; llama-cpp-python is compiled once, about 7 minutes, and then cached by pip."
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# llama.cpp's own sources, inside llama-cpp-python's sdist: its converter is what the tests compare with.
+.venv/llama.cpp: | .venv/installed
+	rm -rf .venv/sdist && mkdir -p .venv/sdist
+	$(BIN)/pip download --quiet --no-deps --no-binary llama-cpp-python -d .venv/sdist llama-cpp-python==$(LLAMA_CPP_PYTHON)
+	tar -xzf .venv/sdist/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz -C .venv/sdist
+	mv .venv/sdist/llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp $@
+	rm -rf .venv/sdist
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,173 @@
+"""Prune: copy a transformers folder, keeping the blocks of a plan. Kept tensors stay bit-identical; no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeprune import __version__, families
+from edgeprune.checkpoint import Checkpoint, TensorEntry, copy_tensors, open_checkpoint
+from edgeprune.errors import InputRejected, WrongWeights
+from edgeprune.files import need_space, staging, write_sums
+from edgeprune.torch_model import pruned_config, source_name
+from edgeprune.types import Blocks, ModelSpec, Plan, check_blocks, is_portable
+
+SHARD_BYTES = 5 * 10**9  # transformers' default
+# Copied byte for byte where present. Weights, config and card are written anew.
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def check_plan(plan: Plan, spec: ModelSpec) -> None:
+    """Raises WrongWeights when the plan was made for another model, InputRejected when its block list is unusable."""
+    if plan.n_blocks_whole != spec.n_blocks:
+        raise WrongWeights(f"the plan is for {plan.model} with {plan.n_blocks_whole} blocks, {spec.name} has {spec.n_blocks}; plan again")
+    if plan.fingerprint != spec.fingerprint:
+        raise WrongWeights(
+            f"the plan is for {plan.model} ({plan.fingerprint[:12]}), {spec.name} has other weights ({spec.fingerprint[:12]}); "
+            "plan again for this model"
+        )
+    try:
+        check_blocks(plan.blocks, spec.n_blocks)
+    except ValueError as e:
+        raise InputRejected(f"the plan's block list is unusable: {e}; plan again") from None
+    if not is_portable(plan.blocks):
+        raise InputRejected("the plan leaves a block without attention or feed-forward; only portable plans can be pruned to a folder")
+
+
+def prune(
+    folder: Path, spec: ModelSpec, plan: Plan, out: Path, *, base_model: str, command: str, force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:  # fmt: skip
+    """Write the transformers folder that `plan` leaves of `folder`: safetensors, config, tokenizer, card, SHA256SUMS.
+
+    `spec` is the model the plan must be for (of the .gguf when `folder` was made from one).
+    """
+    check_plan(plan, spec)
+    ck = open_checkpoint(folder)
+    config = pruned_config(ck.config, plan.blocks)
+    names = kept_names(ck, plan.blocks)
+    total = sum(ck.tensors[src].end - ck.tensors[src].start for src in names.values())
+    need_space(out, total)
+    with staging(out, force) as partial:
+        partial.mkdir()
+        _write_weights(ck, names, partial, progress)
+        (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _carry(ck.folder, partial)
+        (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        (partial / "edgeprune.json").write_text(json.dumps(provenance(plan, base_model), indent=1) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(model_card(ck.folder, spec, plan, base_model, command), encoding="utf-8")
+        open_checkpoint(partial)
+        write_sums(partial)
+
+
+def kept_names(ck: Checkpoint, blocks: Blocks) -> dict[str, str]:
+    """New tensor name -> name in the whole model, in the order they are written."""
+    family = families.for_model_type(ck.config["model_type"])
+    halves = {**family.ATTN, **family.FFN}
+    whole_names = set(ck.tensors)
+    prefix = family.LAYER.split("{i}")[0]
+    out = {n: n for n in sorted(whole_names) if not n.startswith(prefix)}
+    for new in range(len(blocks)):
+        for path in halves:
+            for kind in ("weight", "bias"):
+                name = family.LAYER.format(i=new) + f"{path}.{kind}"
+                source = source_name(family, name, blocks)
+                if source in whole_names:
+                    out[name] = source
+    return out
+
+
+def provenance(plan: Plan, base_model: str) -> dict[str, Any]:
+    """What edgeprune.json and the exported files say of where a model comes from; nothing of time or host."""
+    return {
+        "edgeprune": __version__,
+        "base_model": base_model,
+        "base_fingerprint": plan.fingerprint,
+        "blocks_whole": plan.n_blocks_whole,
+        "blocks": len(plan.blocks),
+        "removed": plan.removed,
+        "plan_sha256": plan.digest(),
+    }
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """edgeprune.json of a folder, or {} for a folder not made by edgeprune."""
+    path = Path(folder) / "edgeprune.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise InputRejected(f"{path} is not JSON; prune again") from None
+
+
+def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str) -> str:
+    """README.md with front matter the hub and gguf-py read: base_model, tags, licence inherited from the base's card."""
+    kept = sum(spec.blocks[b.attn].attn.params + spec.blocks[b.ffn].ffn.params for b in plan.blocks)
+    before = sum(b.attn.params + b.ffn.params for b in spec.blocks)
+    lines = ["---", f"base_model: {json.dumps(base_model)}", *_inherited(folder), "library_name: transformers"]
+    lines += ["pipeline_tag: text-generation", "tags:", "- edgeprune", "- pruned", "- depth-pruning", "---", ""]
+    lines += [f"# {spec.name}, {len(plan.blocks)} of {plan.n_blocks_whole} blocks", ""]
+    lines += [f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.", ""]
+    lines += ["| | whole | pruned |", "|---|---|---|"]
+    lines += [f"| blocks | {plan.n_blocks_whole} | {len(plan.blocks)} |"]
+    lines += [f"| parameters | {spec.params / 1e6:.1f} M | {(spec.params - before + kept) / 1e6:.1f} M |"]
+    if plan.damage_perplexity is not None and plan.whole_perplexity is not None:
+        lines += [f"| perplexity on the calibration text | {plan.whole_perplexity:.2f} | {plan.damage_perplexity:.2f} |"]
+    if plan.damage_kl is not None:
+        lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
+    lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
+    lines += ["```", command, "```", ""]
+    lines += ["`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"]
+    lines += ["evaluate on your own task before use.", ""]
+    return "\n".join(lines)
+
+
+def _inherited(folder: Path) -> list[str]:
+    """license and language lines of the base model's card."""
+    card = folder / "README.md"
+    if not card.exists():
+        return []
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return []
+    front = text[4 : text.index("\n---", 4)].splitlines()
+    return [line for line in front if line.startswith(("license:", "license_name:", "license_link:"))]
+
+
+def _write_weights(ck: Checkpoint, names: dict[str, str], out: Path, progress: Callable[[int, int], None]) -> None:
+    shards: list[list[tuple[str, TensorEntry]]] = [[]]
+    size = 0
+    for name, source in names.items():
+        entry = ck.tensors[source]
+        n = entry.end - entry.start
+        if shards[-1] and size + n > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, entry))
+        size += n
+    weight_map = {}
+    for k, items in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{k:05d}-of-{len(shards):05d}.safetensors"
+        copy_tensors(out / file, items)
+        weight_map |= {name: file for name, _ in items}
+        progress(k, len(shards))
+    if len(shards) > 1:
+        total = sum(e.end - e.start for items in shards for _, e in items)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _carry(folder: Path, out: Path) -> None:
+    for name in CARRIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    for pattern in LICENCES:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)

@@ -1,0 +1,42 @@
+"""One file per runtime. A runtime module says what it reads and opens it as a Session.
+
+    reads(path) -> bool                      can this runtime open the path?
+    version() -> str                         build, as a reviewer would quote it
+    quant(path) -> str                       quantisation of the artifact, e.g. "Q4_K_M", "int8"
+    open_session(path, *, n_ctx, n_threads, precise=False) -> Session
+
+`precise` asks for the arithmetic closest to torch (llama.cpp: F32 KV cache, flash attention off);
+the default is what the runtime's users get.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Sequence
+
+import numpy as np
+
+
+class Session(Protocol):
+    """A loaded model with one KV cache, batch 1. Every call returns only when its work is complete."""
+
+    backend: str  # "cpu", "cuda", …
+    n_vocab: int
+    n_blocks: int
+    bos_token: int | None  # put before a prompt by default, or None
+
+    def reset(self) -> None:
+        """Empty the cache."""
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens; logits (n_vocab,) float32 of the last position only. A view, valid until the next call."""
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token; logits (n_vocab,) float32. A view, valid until the next call."""
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits (len(tokens), n_vocab) float32 from an empty cache; leaves the cache unspecified."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids without added BOS/EOS; special tokens in the text are parsed."""
+
+    def close(self) -> None: ...

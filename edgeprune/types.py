@@ -1,0 +1,465 @@
+"""The records that flow between verbs, and their JSON. Imports nothing of ours.
+
+Frozen; units in field names (`_bytes`, `_tokens`, `_ns`, `_tok_per_s`); unknown is None, never 0.
+Predicted and measured numbers never share a field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_json(self) -> str:
+        """Deterministic text: same record, same bytes."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError in one line, naming the first field that does not fit."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(str(p) for p in first["loc"]) or "document"
+            raise ValueError(f"not a {cls.__name__} record: {where}: {first['msg']}") from None
+
+    def digest(self) -> str:
+        """SHA-256 of the JSON text."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+# --- the one idea: a model is a list of blocks -------------------------------------------------
+
+
+class Block(Record):
+    """Where this block's attention and feed-forward come from in the whole model; None leaves it out."""
+
+    attn: int | None
+    ffn: int | None
+
+
+Blocks = tuple[Block, ...]
+
+
+def whole(n_blocks: int) -> Blocks:
+    return tuple(Block(attn=i, ffn=i) for i in range(n_blocks))
+
+
+def is_portable(blocks: Blocks) -> bool:
+    """No missing halves: the same architecture, loads everywhere."""
+    return all(b.attn is not None and b.ffn is not None for b in blocks)
+
+
+def kept_sublayers(blocks: Blocks) -> list[tuple[str, int]]:
+    """[("A", 0), ("F", 0), …] in the order they run."""
+    return [(kind, i) for b in blocks for kind, i in (("A", b.attn), ("F", b.ffn)) if i is not None]
+
+
+def removed_sublayers(blocks: Blocks, n_blocks: int) -> list[tuple[str, int]]:
+    kept = set(kept_sublayers(blocks))
+    return [(kind, i) for i in range(n_blocks) for kind in "AF" if (kind, i) not in kept]
+
+
+def without_block(blocks: Blocks, index: int) -> Blocks:
+    """Drop the whole layer whose attention is `index`'th of the *whole* model (an aligned cut)."""
+    return tuple(b for b in blocks if b.attn != index)
+
+
+def check_blocks(blocks: Blocks, n_blocks: int) -> None:
+    """Raises ValueError unless the list is non-empty, in range, ascending and without repeats."""
+    order = [2 * i + (kind == "F") for kind, i in kept_sublayers(blocks)]
+    if not order:
+        raise ValueError("the block list is empty")
+    if any(b.attn is None and b.ffn is None for b in blocks):
+        raise ValueError("a block has neither attention nor feed-forward")
+    if min(order) < 0 or max(order) >= 2 * n_blocks:
+        raise ValueError(f"a block names a layer outside 0…{n_blocks - 1}")
+    if any(b <= a for a, b in zip(order, order[1:])):
+        raise ValueError("sub-layers repeat or run out of order")
+
+
+def describe_removed(blocks: Blocks, n_blocks: int) -> str:
+    """Human text such as "layers 11-13; F4 A5" ("" when nothing is removed)."""
+    gone = set(removed_sublayers(blocks, n_blocks))
+    layers = [i for i in range(n_blocks) if ("A", i) in gone and ("F", i) in gone]
+    halves = [f"{k}{i}" for i in range(n_blocks) for k in "AF" if (k, i) in gone and i not in layers]
+    runs: list[list[int]] = []
+    for i in layers:
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    parts = []
+    if layers:
+        text = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+        parts.append(f"layer{'s' if len(layers) > 1 else ''} {text}")
+    if halves:
+        parts.append(" ".join(halves))
+    return "; ".join(parts)
+
+
+# --- model --------------------------------------------------------------------------------------
+
+
+class SubLayerSpec(Record):
+    """Tensor shapes by role, torch order (out, in): {"attn_q.weight": (576, 576), …}."""
+
+    tensors: dict[str, tuple[int, ...]]
+
+    @property
+    def params(self) -> int:
+        return sum(_size(s) for s in self.tensors.values())
+
+
+class BlockSpec(Record):
+    attn: SubLayerSpec
+    ffn: SubLayerSpec
+    sliding_window_tokens: int | None = None
+    kv_elements_per_token: int  # K and V together: 2 * n_kv_heads * head_dim
+
+
+class ModelSpec(Record):
+    """A model's shape from its headers alone."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    format: Literal["safetensors", "gguf"]
+    family: str  # key of edgeprune.families
+    model_type: str  # config.json model_type, or GGUF general.architecture
+    n_blocks: int
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length_tokens: int
+    tied_embeddings: bool
+    blocks: tuple[BlockSpec, ...]
+    globals: dict[str, tuple[int, ...]]  # token_embd.weight, output_norm.weight, output.weight
+    dtypes: dict[str, int]  # stored type -> parameters
+    weight_bytes: int  # tensor bytes as stored
+    fingerprint: str
+
+    @property
+    def params(self) -> int:
+        return sum(_size(s) for s in self.globals.values()) + sum(b.attn.params + b.ffn.params for b in self.blocks)
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        return sum(b.kv_elements_per_token for b in self.blocks)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+class Text(Record):
+    """What was read: enough to tell two texts apart without storing them."""
+
+    name: str
+    sha256: str
+    tokens: int
+    context_tokens: int
+    stride_tokens: int
+
+
+class PathStep(Record):
+    """The block list after this step and its damage against the whole model, in nats per token."""
+
+    blocks: Blocks
+    kl: float | None
+    perplexity: float | None
+
+
+class Scores(Record):
+    """A removal path: step 0 is the whole model, each later step removes more. Knows no device."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    fingerprint: str
+    n_blocks: int
+    metric: str
+    source: str  # the paper
+    block_damage: tuple[float, ...] | None  # one number per block, low = remove first
+    path: tuple[PathStep, ...]
+    text: Text
+    seed: int
+    versions: dict[str, str]
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+class Figure(Record):
+    """A number and where it comes from. `kind` "unsourced" is printed with "~"."""
+
+    value: float
+    unit: Literal["bytes", "bytes/s", "flop/s", "ratio", "us", "W", "1"]
+    source: str
+    kind: Literal["vendor", "measured", "computed", "third-party", "unsourced", "prior"]
+    low: float | None = None
+    high: float | None = None
+    note: str | None = None
+
+
+class PowerMode(Record):
+    name: str
+    watts: float | None = None
+    bandwidth_scale: float | None = None  # of the theoretical bandwidth; None = not known
+    source: str
+
+
+class Calibration(Record):
+    """Terms of the decode model for one runtime × backend (× mode × quantisation); see edgeprune.cost."""
+
+    runtime: str  # key of edgeprune.runtimes, or another runtime's name
+    backend: str  # cpu, cuda, metal, vulkan, …
+    mode: str | None = None
+    quant: str | None = None
+    build: str | None = None
+    efficiency: Figure | None = None  # fraction of theoretical bandwidth reached on weights
+    overhead_per_block: Figure | None = None  # us
+    attention_rate: Figure | None = None  # flop/s reached by attention over the cache
+    cache_rate: Figure | None = None  # bytes/s reading the cache, where that fits better than attention_rate
+    prefill_rate: Figure | None = None  # flop/s reached in prefill
+    runtime_memory: Figure | None = None  # bytes of the runtime itself
+    n_rows: int
+    n_models: int
+    status: Literal["prior", "fitted", "host-calibrated"]
+
+
+class DeviceProfile(Record):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    aliases: tuple[str, ...] = ()
+    siblings: tuple[str, ...] = ()  # other members an alias could have meant
+    vendor: str
+    name: str
+    memory_total: Figure
+    memory_available: Figure  # what a model process may take
+    unified_memory: bool
+    bandwidth: Figure  # theoretical
+    cpu: str | None = None
+    isa: str | None = None
+    gpu: str | None = None
+    runtimes: dict[str, tuple[str, ...]]  # runtime -> backends, best first
+    modes: tuple[PowerMode, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    note: str | None = None
+
+
+# --- plan ---------------------------------------------------------------------------------------
+
+
+class Budget(Record):
+    """What was asked. None = no limit."""
+
+    max_mem_bytes: int | None = None
+    min_decode_tok_per_s: float | None = None
+    max_ttft_s: float | None = None
+    prompt_tokens: int = 512  # what max_ttft_s is for
+    context_tokens: int = 2048  # KV cache reserved
+    quant: str = "auto"
+    runtime: str = "auto"
+
+
+class Prediction(Record):
+    """Memory and speed foretold for one block list × quantisation × runtime on one device."""
+
+    file_bytes: int
+    weights_bytes: int  # resident weights
+    kv_bytes: int
+    compute_bytes: int
+    runtime_bytes: int
+    memory_bytes: int  # the sum of the four above
+    streamed_bytes: int  # read for each decoded token
+    decode_tok_per_s: float | None
+    decode_low_tok_per_s: float | None
+    decode_high_tok_per_s: float | None
+    decode_depth_tokens: int = 64  # tokens in the cache at that speed; 64 is the mean of llama-bench's tg128
+    ttft_s: float | None
+    basis: str  # "prior", "fitted" or "host-calibrated", and from what
+
+
+class Alternative(Record):
+    """A candidate the planner looked at: the best block list for this runtime × quantisation, and why it lost."""
+
+    runtime: str
+    quant: str
+    n_blocks: int
+    removed: str
+    damage_kl: float | None  # removal, measured
+    quant_kl: float | None  # quantisation, prior
+    prediction: Prediction
+    reason: str
+
+
+class Plan(Record):
+    """Small, reviewable, deterministic: same inputs, same bytes."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    family: str
+    fingerprint: str
+    n_blocks_whole: int
+    device: str
+    mode: str | None
+    runtime: str
+    backend: str
+    quant: str
+    budget: Budget
+    memory_limit_bytes: int | None
+    memory_limit_from: str  # "--max-mem" or "device"
+    blocks: Blocks
+    removed: str
+    damage_kl: float | None
+    damage_perplexity: float | None
+    whole_perplexity: float | None
+    quant_kl: float | None
+    prediction: Prediction
+    prediction_whole: Prediction  # same quantisation and runtime, nothing removed
+    alternatives: tuple[Alternative, ...]
+    scores_sha256: str | None
+    metric: str | None
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+class Artifact(Record):
+    path: str  # relative to the folder it is listed in, or as given
+    format: str  # key of exporters
+    quant: str
+    bytes: int
+    sha256: str  # of the file, or of the folder's SHA256SUMS
+    n_blocks: int
+    max_logit_error: float | None  # against torch, largest absolute difference on the check prompt
+    mean_kl: float | None  # against torch on the check prompt, nats per token
+
+
+class Workload(Record):
+    """llama-bench's defaults."""
+
+    n_prompt: int = 512
+    n_gen: int = 128
+    n_depth: int = 0
+    repetitions: int = 5
+    n_threads: int | None = None  # None = physical cores
+    seed: int = 0
+
+
+class Measurement(Record):
+    """One artifact × one runtime, measured in a fresh process. Raw samples; averages are derived."""
+
+    artifact: str
+    artifact_sha256: str
+    runtime: str
+    backend: str
+    build: str
+    n_threads: int
+    workload: Workload
+    prefill_samples_ns: tuple[int, ...]
+    decode_samples_ns: tuple[int, ...]  # one per repetition: n_gen tokens
+    token_samples_ns: tuple[int, ...]  # every decoded token
+    baseline_rss_bytes: int  # interpreter and bindings, before the model is opened
+    loaded_rss_bytes: int
+    peak_rss_bytes: int
+    peak_anon_bytes: int | None  # PSS of anonymous memory at the end
+    peak_file_bytes: int | None  # PSS of mapped files at the end
+    model_bytes: int
+    host: dict[str, Any]
+    test_time: str
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the model adds to a process: peak RSS less the interpreter's own."""
+        return self.peak_rss_bytes - self.baseline_rss_bytes
+
+
+class Quality(Record):
+    """Perplexity, and KL(whole ‖ this), nats per token with its standard error over windows."""
+
+    subject: str
+    sha256: str
+    runtime: str
+    text: Text
+    windows: int
+    perplexity: float
+    perplexity_whole: float | None
+    kl: float | None
+    kl_stderr: float | None
+    top1_agreement: float | None
+
+
+class BudgetLine(Record):
+    line: str  # "memory", "decode speed", "time to first token"
+    unit: str  # "bytes", "tok/s", "s"
+    asked: float
+    predicted: float | None
+    measured: float | None
+    verdict: Literal["met", "missed", "not measured"]
+
+
+class Report(Record):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    title: str
+    headline: str  # the verdict in one sentence
+    plan: Plan
+    device: DeviceProfile | None
+    model: ModelSpec | None
+    scores: Scores | None
+    verdict: tuple[BudgetLine, ...]
+    artifacts: tuple[Artifact, ...]
+    measurements: tuple[Measurement, ...]
+    qualities: tuple[Quality, ...]
+    predictions: dict[str, Prediction]  # by artifact path
+    not_measured: tuple[str, ...]
+    risks: tuple[str, ...]
+    environment: dict[str, str]
+    command: str
+    created: str
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """ "8GB" is 8·10⁹, "8GiB" is 8·2³⁰. Raises ValueError for a size without a unit."""
+    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if not m:
+        raise ValueError(f"{text!r} is not a size; write for example 8GB or 8GiB")
+    number, unit = m.groups()
+    if not unit:
+        raise ValueError(f"{text!r} has no unit; write {number}GB (10⁹ bytes) or {number}GiB (2³⁰ bytes)")
+    if unit.upper() not in _UNITS:
+        raise ValueError(f"{text!r}: unknown unit {unit!r}; use B, KB, MB, GB, TB or KiB, MiB, GiB, TiB")
+    return round(float(number) * _UNITS[unit.upper()])
+
+
+def show_bytes(n: int | float | None) -> str:
+    """Both conventions, as llama.cpp prints MiB and vendors print GB: "8 GB (7.45 GiB)"."""
+    if n is None:
+        return "not measured"
+    decimal = next((f"{n / s:.3g} {u}" for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(n) >= s), f"{n:.0f} B")
+    binary = next((f"{n / s:.3g} {u}" for u, s in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if abs(n) >= s), "")
+    return f"{decimal} ({binary})" if binary else decimal

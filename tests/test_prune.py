@@ -1,0 +1,216 @@
+"""Pruning, against torch: the identity block, seam cuts, the KV cache, save and reload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FAMILIES
+
+from edgeprune import files, model, prune, score, torch_model
+from edgeprune.calibration import Windows
+from edgeprune.catalog import names
+from edgeprune.checkpoint import open_checkpoint, raw_bytes, read_tensor
+from edgeprune.errors import InputRejected, UsageError, WrongWeights
+from edgeprune.types import Block, Budget, Plan, Prediction, Text, removed_sublayers, whole, without_block
+
+IDENTITY = 2
+SEAM = (Block(attn=0, ffn=0), Block(attn=1, ffn=3), Block(attn=4, ffn=4))
+TOKENS = [[1, 5, 77, 130, 9, 250, 33, 8, 61, 200, 17, 90]]
+
+
+def plan_for(spec, blocks) -> Plan:
+    zero = Prediction(
+        file_bytes=0, weights_bytes=0, kv_bytes=0, compute_bytes=0, runtime_bytes=0, memory_bytes=0, streamed_bytes=0,
+        decode_tok_per_s=None, decode_low_tok_per_s=None, decode_high_tok_per_s=None, ttft_s=None, basis="test",
+    )  # fmt: skip
+    return Plan(
+        model=spec.name, family=spec.family, fingerprint=spec.fingerprint, n_blocks_whole=spec.n_blocks, device="test",
+        mode=None, runtime="llamacpp", backend="cpu", quant="F32", budget=Budget(), memory_limit_bytes=None,
+        memory_limit_from="device", blocks=blocks, removed=str(removed_sublayers(blocks, spec.n_blocks)), damage_kl=None,
+        damage_perplexity=None, whole_perplexity=None, quant_kl=None, prediction=zero, prediction_whole=zero,
+        alternatives=(), scores_sha256=None, metric=None,
+    )  # fmt: skip
+
+
+def cut(folder, blocks, out, **changes):
+    spec = model.inspect(folder)
+    plan = plan_for(spec, blocks).model_copy(update=changes)
+    prune.prune(folder, spec, plan, out, base_model="tiny", command="edgeprune prune")
+    return out
+
+
+def logits(m, tokens=TOKENS):
+    import torch
+
+    with torch.inference_mode():
+        return m(torch.tensor(tokens), use_cache=False).logits
+
+
+def greedy(m, n=8):
+    """With the KV cache, through transformers' own generate."""
+    import torch
+
+    return m.generate(torch.tensor(TOKENS), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+
+
+def greedy_uncached(m, n=8):
+    tokens = list(TOKENS[0])
+    for _ in range(n):
+        tokens.append(int(logits(m, [tokens])[0, -1].argmax()))
+    return tokens
+
+
+def own_windows(m):
+    """Text the model itself wrote: only there is the whole model the best predictor, as a trained one is of prose."""
+    import torch
+
+    torch.manual_seed(0)
+    starts = torch.tensor([[5], [77], [130], [250]])
+    tokens = m.generate(starts, max_new_tokens=95, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=None)
+    return Windows(tokens.tolist(), Text(name="own", sha256="0", tokens=384, context_tokens=96, stride_tokens=96))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropping_an_identity_block_changes_nothing(family, tiny_folder, tmp_path):
+    folder = tiny_folder(family, identity=IDENTITY)
+    kept = without_block(whole(5), IDENTITY)
+    before, after = torch_model.load(folder), torch_model.load(cut(folder, kept, tmp_path / "out"))
+    assert logits(before).equal(logits(after))
+    assert logits(before).equal(logits(torch_model.view(before, kept)))
+    assert greedy(before) == greedy(after) == greedy_uncached(after)
+    other = torch_model.view(before, without_block(whole(5), 1))
+    assert not logits(before).equal(logits(other))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("metric", names("edgeprune.metrics"))
+def test_an_identity_block_is_least_damaging(family, metric, tiny_folder):
+    folder = tiny_folder(family, identity=IDENTITY)
+    m = torch_model.load(folder)
+    found = score.score(m, model.inspect(folder), own_windows(m), metric=metric, max_steps=3, progress=lambda *a: None)
+    assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
+    assert removed_sublayers(found.path[1].blocks, 5) == [("A", IDENTITY), ("F", IDENTITY)]
+    assert abs(found.path[1].kl) < 1e-6 < found.path[2].kl
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seam_cut_joins_the_halves_it_names(family, tiny_folder, tmp_path):
+    folder = tiny_folder(family)
+    out = cut(folder, SEAM, tmp_path / "out")
+    base, pruned = open_checkpoint(folder), open_checkpoint(out)
+    for name, entry in pruned.tensors.items():
+        source = name
+        for new, block in enumerate(SEAM):
+            if name.startswith(f"model.layers.{new}."):
+                attention = "self_attn" in name or "input_layernorm" in name
+                old = block.attn if attention else block.ffn
+                source = name.replace(f"layers.{new}.", f"layers.{old}.", 1)
+        assert raw_bytes(entry) == raw_bytes(base.tensors[source]), name
+    m = torch_model.load(out)
+    assert m.config.num_hidden_layers == 3
+    assert [layer.self_attn.layer_idx for layer in m.model.layers] == [0, 1, 2]
+    assert logits(m).equal(logits(torch_model.view(torch_model.load(folder), SEAM)))
+    assert greedy(m) == greedy_uncached(m)
+
+
+def test_a_seam_cut_equals_skipping_the_sublayers(tiny_folder):
+    """Independent of our surgery: zero F1, A2, F2 and A3 in the whole model instead of removing them."""
+    folder = tiny_folder("llama")
+    cut_model = torch_model.view(torch_model.load(folder), SEAM)
+    zeroed = torch_model.load(folder)
+    for layer, path in ((1, "mlp.down_proj"), (2, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
+        zeroed.model.layers[layer].get_submodule(path).weight.zero_()
+    assert logits(cut_model).equal(logits(zeroed))
+
+
+def test_the_folder_is_complete_and_opens_plainly(tiny_folder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny_folder("qwen2")
+    out = cut(folder, SEAM, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    files.check_sums(out)
+    card = (out / "README.md").read_text()
+    assert 'base_model: "tiny"' in card and "- pruned" in card and "3 of 5 blocks" in card
+    assert json.loads((out / "edgeprune.json").read_text())["base_fingerprint"] == model.inspect(folder).fingerprint
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    loaded.save_pretrained(tmp_path / "again")
+    assert logits(loaded).equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")))
+    assert AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert loaded.config.tie_word_embeddings and "lm_head.weight" not in open_checkpoint(out).tensors
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["layer_types", "max_window_layers"])
+def test_sliding_windows_travel_with_their_attention(listed, tiny_folder, tmp_path):
+    """Qwen2 windows layers from max_window_layers on; older configs say so only by that formula."""
+    folder = tiny_folder("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=3)
+    if not listed:
+        copy = tmp_path / "old"
+        shutil.copytree(folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        del config["layer_types"]
+        (copy / "config.json").write_text(json.dumps(config))
+        folder = copy
+    m = torch_model.load(cut(folder, SEAM, tmp_path / "out"))
+    assert m.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
+    assert logits(m).equal(logits(torch_model.view(torch_model.load(folder), SEAM)))
+    assert [b.sliding_window_tokens for b in model.inspect(tmp_path / "out").blocks] == [None, None, 4]
+
+
+def test_an_unknown_per_layer_list_is_refused(tiny_folder, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_folder("llama"), folder)
+    config = json.loads((folder / "config.json").read_text()) | {"layer_scales": [1.0] * 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputRejected, match="layer_scales"):
+        cut(folder, SEAM, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_other_weights_is_refused(tiny_folder, tmp_path):
+    one, other = tiny_folder("llama", seed=1), tiny_folder("llama", seed=2)
+    plan = plan_for(model.inspect(one), SEAM)
+    with pytest.raises(WrongWeights, match="other weights"):
+        prune.prune(other, model.inspect(other), plan, tmp_path / "out", base_model="x", command="y")
+
+
+@pytest.mark.parametrize(
+    "blocks", [(Block(attn=0, ffn=9),), (Block(attn=1, ffn=1), Block(attn=0, ffn=2)), (Block(attn=None, ffn=2),), ()]
+)
+def test_an_unusable_block_list_is_refused(blocks, tiny_folder, tmp_path):
+    folder = tiny_folder("llama")
+    with pytest.raises(InputRejected):
+        cut(folder, blocks, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_kept(tiny_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="exists"):
+        cut(tiny_folder("llama"), SEAM, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_large_models_are_written_in_shards(tiny_folder, tmp_path, monkeypatch):
+    folder = tiny_folder("mistral")
+    monkeypatch.setattr(prune, "SHARD_BYTES", 60_000)
+    out = cut(folder, SEAM, tmp_path / "out")
+    assert len(list(out.glob("model-*.safetensors"))) > 2
+    assert logits(torch_model.load(out)).equal(logits(torch_model.view(torch_model.load(folder), SEAM)))
+
+
+def test_bfloat16_tensors_read_as_stored(tiny_folder, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    values = torch.randn(3, 5).to(torch.bfloat16)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"x": values}, tmp_path / "model.safetensors")
+    found = read_tensor(open_checkpoint(tmp_path), "x")
+    assert np.array_equal(found.astype(np.float32), values.float().numpy())
