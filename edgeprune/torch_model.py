@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeprune import families
 from edgeprune.checkpoint import open_checkpoint, read_config
 from edgeprune.errors import InputRejected, OutOfResources
 from edgeprune.files import staging, write_sums
 from edgeprune.types import Blocks
-
-if TYPE_CHECKING:
-    import torch
 
 
 def device() -> str:
@@ -24,12 +22,12 @@ def device() -> str:
 
 def load(folder: Path, on: str | None = None) -> Any:
     """The causal LM of a transformers folder, in eval mode: float32 on a CPU, its stored type on CUDA."""
+    _quiet()
     import torch
     from transformers import AutoModelForCausalLM
 
     open_checkpoint(folder)
     on = on or device()
-    _quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if on == "cpu" else "auto", trust_remote_code=False, local_files_only=True
@@ -44,9 +42,9 @@ def load(folder: Path, on: str | None = None) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
+    _quiet()
     from transformers import AutoTokenizer
 
-    _quiet()
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as e:
@@ -95,8 +93,6 @@ def view(model: Any, blocks: Blocks) -> Any:
 
 def source_name(family: Any, name: str, blocks: Blocks) -> str:
     """Whole-model name of the tensor that becomes `name` in the pruned model."""
-    import re
-
     m = re.fullmatch(re.escape(family.LAYER).replace(r"\{i\}", r"(\d+)") + "(.+)", name)
     if not m:
         return name
@@ -111,11 +107,11 @@ def materialise(gguf: Path, out: Path, force: bool = False) -> None:
     Reads through transformers' own GGUF support. Raises InputRejected when the tokenizer it rebuilds gives other
     token ids than llama.cpp's.
     """
+    _quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     gguf = Path(gguf)
-    _quiet()
     with staging(out, force) as partial:
         partial.mkdir()
         tok = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -147,13 +143,20 @@ PROBE_TEXT = "Hello, world! It's 12:34 on 2024-05-06;\n\n\tx = 3.14159  # naïve
 def _check_tokens(tok: Any, gguf: Path) -> None:
     from edgeprune.catalog import load as load_module
 
-    theirs = load_module("edgeprune.runtimes", "llamacpp").tokenize_file(gguf, PROBE_TEXT)
+    session = load_module("edgeprune.runtimes", "llamacpp").open_session(gguf, n_ctx=256, n_threads=1)
+    try:
+        theirs = session.tokenize(PROBE_TEXT)
+    finally:
+        session.close()
     if tok.encode(PROBE_TEXT, add_special_tokens=False) != theirs:
         raise InputRejected(f"{gguf}: transformers can't rebuild its tokenizer exactly; use the model's transformers folder")
 
 
 def _quiet() -> None:
-    """No bars or advice of libraries between ours."""
+    """No bars or advice of libraries between ours. Called before they are imported."""
+    import os
+
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' GGUF reader asks nobody else
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
@@ -164,25 +167,3 @@ def _quiet() -> None:
 
 def _first_line(e: Exception) -> str:
     return " ".join(str(e).split())[:120]
-
-
-def no_grad(fn: Any) -> Any:
-    """Decorator: torch.inference_mode without importing torch at module import."""
-    import functools
-
-    @functools.wraps(fn)
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            return fn(*args, **kwargs)
-
-    return inner
-
-
-def next_token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood in nats of each next token. logits (b, t, v), tokens (b, t) -> (b, t-1)."""
-    import torch.nn.functional as F
-
-    b, t, v = logits.shape
-    return F.cross_entropy(logits[:, :-1].reshape(-1, v).float(), tokens[:, 1:].reshape(-1), reduction="none").view(b, t - 1)

@@ -257,8 +257,10 @@ class DeviceProfile(Record):
     unified_memory: bool
     bandwidth: Figure  # theoretical
     cpu: str | None = None
-    isa: str | None = None
+    isa: str | None = None  # CPU features, space-separated: avx2 avx512 dotprod i8mm …
     gpu: str | None = None
+    peak: str | None = None  # advertised compute, as text
+    power: str | None = None  # power range, as text, where modes are not known
     runtimes: dict[str, tuple[str, ...]]  # runtime -> backends, best first
     modes: tuple[PowerMode, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
@@ -362,6 +364,7 @@ class Workload(Record):
     n_depth: int = 0
     repetitions: int = 5
     n_threads: int | None = None  # None = physical cores
+    context_tokens: int | None = None  # cache reserved; None = what the tests need
     seed: int = 0
 
 

@@ -1,0 +1,264 @@
+"""One parsed TOML document -> DeviceProfile, checked field by field. Schema: device_profiles/README.md."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from edgeprune.types import Calibration, DeviceProfile, Figure, PowerMode
+
+_UNITS = {
+    "GB": ("bytes", 1e9),
+    "GiB": ("bytes", 2.0**30),
+    "MB": ("bytes", 1e6),
+    "MiB": ("bytes", 2.0**20),
+    "GB/s": ("bytes/s", 1e9),
+    "GiB/s": ("bytes/s", 2.0**30),
+    "TFLOP/s": ("flop/s", 1e12),
+    "GFLOP/s": ("flop/s", 1e9),
+    "us": ("us", 1.0),
+    "W": ("W", 1.0),
+    "share": ("ratio", 1.0),
+}
+_MOST = {"bytes": 2e12, "bytes/s": 2e13, "flop/s": 1e16, "us": 1e6, "W": 2000.0, "ratio": 1.2}
+_KINDS = ("vendor", "measured", "computed", "third-party", "unsourced", "prior")
+_STATUS = ("prior", "fitted", "host-calibrated")
+_FIGURE = {"value", "unit", "src", "kind", "low", "high", "note"}
+SMALL_SET = 8
+
+Table = dict[str, Any]
+
+
+class ProfileError(ValueError):
+    """One line that starts with the field."""
+
+
+def parse(document: Table, total: float | None = None) -> DeviceProfile:
+    """`total`: the memory size wanted, one of memory.also, in the unit of memory.total. Raises ProfileError."""
+    top = {"schema", "id", "aliases", "siblings", "vendor", "name", "sku", "note", "memory", "compute", "runtimes"}
+    _keys("", document, top | {"mode", "calibration", "sources"}, {"schema", "id", "vendor", "name", "memory", "runtimes"})
+    if document["schema"] != 1:
+        raise ProfileError(f"schema: {document['schema']!r} is not known; this version reads 1")
+    sources = _sources(document.get("sources", {}))
+    memory = _table("memory", document["memory"])
+    _keys("memory.", memory, {"total", "also", "available", "unified", "bandwidth", "note"}, {"total", "available", "bandwidth"})
+    base = _figure("memory.total", memory["total"], sources, "bytes")
+    device_id, sizes = _text("id", document["id"]), _also(memory.get("also"), memory["total"]["unit"], sources)
+    if total is not None:
+        unit = _UNITS[memory["total"]["unit"]][1]
+        base = base.model_copy(update={"value": total * unit})
+        device_id = f"{device_id}-{total:g}gb"
+    siblings = list(_texts("siblings", document.get("siblings", [])))
+    siblings += [f"{document['id']}-{s:g}gb" for s in sizes if s != total]
+    if total is not None:
+        siblings.insert(0, document["id"])
+    compute = _table("compute", document.get("compute", {}))
+    _keys("compute.", compute, {"cpu", "isa", "gpu", "peak", "power"}, set())
+    words = {k: _words(f"compute.{k}", v, sources) for k, v in compute.items()}
+    modes = tuple(_mode(f"mode[{i}]", m, sources) for i, m in enumerate(_list("mode", document.get("mode", []))))
+    calibrations = _list("calibration", document.get("calibration", []))
+    return DeviceProfile(
+        id=device_id,
+        aliases=_texts("aliases", document.get("aliases", [])),
+        siblings=tuple(siblings),
+        vendor=_text("vendor", document["vendor"]),
+        name=_text("name", document["name"]),
+        memory_total=base,
+        memory_available=_available(memory["available"], base, sources),
+        unified_memory=_bool("memory.unified", memory.get("unified", True)),
+        bandwidth=_figure("memory.bandwidth", memory["bandwidth"], sources, "bytes/s"),
+        cpu=words.get("cpu"),
+        isa=words.get("isa"),
+        gpu=words.get("gpu"),
+        peak=words.get("peak"),
+        power=words.get("power"),
+        runtimes={k: _texts(f"runtimes.{k}", v) for k, v in _table("runtimes", document["runtimes"]).items()},
+        modes=modes,
+        calibrations=tuple(_calibration(f"calibration[{i}]", c, sources, modes) for i, c in enumerate(calibrations)),
+        note=_text("note", document["note"]) if "note" in document else None,
+    )
+
+
+def _available(value: Any, total: Figure, sources: dict[str, Table]) -> Figure:
+    """A figure, or rules [{share | less, up_to, …}]: the first whose `up_to` the total does not pass applies."""
+    if isinstance(value, dict) and "value" in value:
+        figure = _figure("memory.available", value, sources, "bytes")
+        if figure.value > total.value:
+            raise ProfileError("memory.available: more than memory.total")
+        return figure
+    for i, rule in enumerate([value] if isinstance(value, dict) else _list("memory.available", value)):
+        where = f"memory.available[{i}]"
+        rule = dict(_table(where, rule))
+        if "up_to" in rule:
+            limit = _scaled(where + ".up_to", rule.pop("up_to"), rule.get("up_to_unit", "GB"), "bytes")
+            rule.pop("up_to_unit", None)
+            if total.value > limit:
+                continue
+        kind = "share" if "share" in rule else "less"
+        if kind not in rule:
+            raise ProfileError(f"{where}: needs value, share (of the total) or less (than the total)")
+        rule["value"] = rule.pop(kind)
+        rule.setdefault("unit", "share")
+        figure = _figure(where, rule, sources, "ratio" if kind == "share" else "bytes")
+        kept = total.value * figure.value if kind == "share" else total.value - figure.value
+        if not 0 < kept <= total.value:
+            raise ProfileError(f"{where}: leaves {kept:.3g} of {total.value:.3g} bytes")
+        told = f"{figure.value:g} of the total" if kind == "share" else f"total less {figure.value / 1e9:g} GB"
+        note = told if figure.note is None else f"{told}; {figure.note}"
+        update = {"value": kept, "unit": "bytes", "low": None, "high": None, "note": note}
+        return figure.model_copy(update=update)
+    raise ProfileError("memory.available: no rule covers this memory size")
+
+
+def _also(value: Any, unit: str, sources: dict[str, Table]) -> list[float]:
+    if value is None:
+        return []
+    table = _table("memory.also", value)
+    _keys("memory.also.", table, {"values", "unit", "src"}, {"values", "unit", "src"})
+    _source("memory.also", table["src"], sources)
+    if table["unit"] != unit:
+        raise ProfileError(f"memory.also.unit: {table['unit']!r}, but memory.total is in {unit!r}")
+    return [_number("memory.also.values", v) for v in _list("memory.also.values", table["values"])]
+
+
+def _mode(where: str, value: Any, sources: dict[str, Table]) -> PowerMode:
+    table = _table(where, value)
+    _keys(where + ".", table, {"name", "watts", "bandwidth_scale", "nvpmodel_id", "note", "src"}, {"name", "src"})
+    watts = table.get("watts")
+    scale = table.get("bandwidth_scale")
+    return PowerMode(
+        name=_text(where + ".name", table["name"]),
+        watts=None if watts is None else _scaled(where + ".watts", watts, "W", "W"),
+        bandwidth_scale=None if scale is None else _scaled(where + ".bandwidth_scale", scale, "share", "ratio"),
+        source=_source(where, table["src"], sources)["title"],
+    )
+
+
+def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple[PowerMode, ...]) -> Calibration:
+    table = _table(where, value)
+    figures = {
+        "efficiency": "ratio",
+        "overhead_per_block": "us",
+        "attention_rate": "flop/s",
+        "cache_rate": "bytes/s",
+        "prefill_rate": "flop/s",
+        "runtime_memory": "bytes",
+    }
+    texts = {"runtime", "backend", "mode", "quant", "build", "note"}
+    needed = {"runtime", "backend", "n_rows", "n_models", "status"}
+    _keys(where + ".", table, set(figures) | texts | needed, needed)
+    mode = table.get("mode")
+    if mode is not None and mode not in {m.name for m in modes}:
+        raise ProfileError(f"{where}.mode: {mode!r} is no [[mode]] of this device")
+    rows, models = (_number(f"{where}.{k}", table[k]) for k in ("n_rows", "n_models"))
+    status = table["status"]
+    if status not in _STATUS:
+        raise ProfileError(f"{where}.status: {status!r} is not one of {', '.join(_STATUS)}")
+    if status == "fitted" and rows < SMALL_SET:
+        raise ProfileError(f"{where}.status: {rows:g} rows are too few to be called fitted ({SMALL_SET} are needed)")
+    if not figures.keys() & table.keys():
+        raise ProfileError(f"{where}: has none of {', '.join(figures)}")
+    return Calibration(
+        runtime=_text(where + ".runtime", table["runtime"]),
+        backend=_text(where + ".backend", table["backend"]),
+        mode=mode,
+        quant=table.get("quant"),
+        build=table.get("build"),
+        n_rows=int(rows),
+        n_models=int(models),
+        status=status,
+        **{k: _figure(f"{where}.{k}", table[k], sources, unit) for k, unit in figures.items() if k in table},
+    )
+
+
+def _figure(where: str, value: Any, sources: dict[str, Table], unit: str) -> Figure:
+    table = _table(where, value)
+    _keys(where + ".", table, _FIGURE, {"value", "unit", "src"})
+    source = _source(where, table["src"], sources)
+    kind = table.get("kind", source["kind"])
+    if kind not in _KINDS:
+        raise ProfileError(f"{where}.kind: {kind!r} is not one of {', '.join(_KINDS)}")
+    numbers = {k: _scaled(f"{where}.{k}", table[k], table["unit"], unit) for k in ("value", "low", "high") if k in table}
+    if not numbers.get("low", 0) <= numbers["value"] <= numbers.get("high", math.inf):
+        raise ProfileError(f"{where}: value is outside low…high")
+    if unit != "us" and numbers["value"] == 0:
+        raise ProfileError(f"{where}.value: 0; leave out what is not known")
+    return Figure(unit=unit, source=source["title"], kind=kind, note=table.get("note"), **numbers)
+
+
+def _scaled(where: str, value: Any, given: Any, unit: str) -> float:
+    """A number in the record's unit, in a believable range."""
+    known = [k for k, (u, _) in _UNITS.items() if u == unit]
+    if given not in known:
+        raise ProfileError(f"{where}: unit {given!r} is not one of {', '.join(known)}")
+    scaled = _number(where, value) * _UNITS[given][1]
+    if scaled > _MOST[unit]:
+        raise ProfileError(f"{where}: {value} {given} is beyond belief")
+    return scaled
+
+
+def _number(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ProfileError(f"{where}: {value!r} is not a number ≥ 0")
+    return float(value)
+
+
+def _sources(value: Any) -> dict[str, Table]:
+    found = {"unsourced": {"title": "unsourced", "kind": "unsourced"}}
+    for key, entry in _table("sources", value).items():
+        where = f"sources.{key}"
+        _keys(where + ".", _table(where, entry), {"title", "url", "kind", "retrieved"}, {"title", "kind"})
+        if entry["kind"] not in _KINDS:
+            raise ProfileError(f"{where}.kind: {entry['kind']!r} is not one of {', '.join(_KINDS)}")
+        found[key] = entry
+    return found
+
+
+def _source(where: str, key: Any, sources: dict[str, Table]) -> Table:
+    if key not in sources:
+        raise ProfileError(f'{where}.src: {key!r} is no entry of [sources] (nor "unsourced")')
+    return sources[key]
+
+
+def _words(where: str, value: Any, sources: dict[str, Table]) -> str:
+    table = _table(where, value)
+    _keys(where + ".", table, {"text", "src"}, {"text", "src"})
+    _source(where, table["src"], sources)
+    if where == "compute.isa":
+        return " ".join(_texts(where + ".text", table["text"]))
+    return _text(where + ".text", table["text"])
+
+
+def _keys(where: str, table: Table, allowed: set[str], needed: set[str]) -> None:
+    for key in sorted(needed - table.keys()):
+        raise ProfileError(f"{where}{key}: is missing")
+    for key in sorted(table.keys() - allowed):
+        raise ProfileError(f"{where}{key}: unknown key; known: {', '.join(sorted(allowed))}")
+
+
+def _table(where: str, value: Any) -> Table:
+    if not isinstance(value, dict):
+        raise ProfileError(f"{where}: must be a table")
+    return value
+
+
+def _list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ProfileError(f"{where}: must be a list")
+    return value
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ProfileError(f"{where}: must be a text")
+    return value
+
+
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    return tuple(_text(where, v) for v in _list(where, value))
+
+
+def _bool(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ProfileError(f"{where}: must be true or false")
+    return value

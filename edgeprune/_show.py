@@ -1,0 +1,249 @@
+"""Records as text for a person, on stdout. Facts only; every estimate says what it rests on."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from edgeprune._terminal import say, table
+from edgeprune.types import (
+    Artifact,
+    DeviceProfile,
+    Figure,
+    Measurement,
+    ModelSpec,
+    Plan,
+    Prediction,
+    Quality,
+    Report,
+    Scores,
+    show_bytes,
+)
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    return "not measured" if x is None else f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:.0f}"
+
+
+def figure(f: Figure | None) -> str:
+    """A figure with its unit; "~" marks one without a source."""
+    if f is None:
+        return "not known"
+    mark = "~" if f.kind == "unsourced" else ""
+    if f.unit == "bytes":
+        return mark + show_bytes(f.value)
+    if f.unit == "bytes/s":
+        return f"{mark}{f.value / 1e9:.4g} GB/s"
+    if f.unit == "flop/s":
+        return f"{mark}{f.value / 1e12:.3g} TFLOP/s"
+    span = f" ({f.low:g} to {f.high:g})" if f.low is not None and f.high is not None else ""
+    return f"{mark}{f.value:g}{'' if f.unit in ('1', 'ratio') else ' ' + f.unit}{span}"
+
+
+def device_table(profiles: list[DeviceProfile]) -> None:
+    rows = [
+        [p.id, p.name, figure(p.memory_total), figure(p.memory_available), figure(p.bandwidth), ", ".join(p.aliases[:3])]
+        for p in profiles
+    ]
+    table(None, ["device", "name", "memory", "for a model", "bandwidth", "aliases"], rows)
+    say("~ is a figure without a source. `edgeprune devices NAME` shows where each figure comes from.")
+
+
+def device(p: DeviceProfile, asked: str) -> None:
+    say(f"{p.id}: {p.vendor} {p.name}" + (f" (asked: {asked})" if asked != p.id else ""))
+    if p.siblings:
+        say(f"siblings: {', '.join(p.siblings)}")
+    rows = [
+        ["memory", figure(p.memory_total), p.memory_total.kind, p.memory_total.source],
+        ["for a model", figure(p.memory_available), p.memory_available.kind, p.memory_available.source],
+        ["bandwidth", figure(p.bandwidth), p.bandwidth.kind, p.bandwidth.source],
+    ]
+    table(None, ["figure", "value", "kind", "source"], rows)
+    for label, text in (("cpu", p.cpu), ("isa", p.isa), ("gpu", p.gpu), ("note", p.note)):
+        if text:
+            say(f"{label}: {text}")
+    say("runtimes: " + "; ".join(f"{r} on {', '.join(b)}" for r, b in p.runtimes.items()))
+    if p.modes:
+        rows = [[m.name, number(m.watts) + " W" if m.watts else "", _scale(m.bandwidth_scale), m.source] for m in p.modes]
+        table("power modes", ["mode", "power", "bandwidth", "source"], rows)
+    if p.calibrations:
+        rows = [
+            [
+                f"{c.runtime} {c.backend}" + (f" {c.mode}" if c.mode else "") + (f" {c.quant}" if c.quant else ""),
+                figure(c.efficiency),
+                figure(c.overhead_per_block) if c.overhead_per_block else "",
+                figure(c.prefill_rate) if c.prefill_rate else "",
+                f"{c.status}, {c.n_rows} rows",
+                c.efficiency.source,
+            ]
+            for c in p.calibrations
+        ]
+        table("calibration", ["for", "efficiency", "per block", "prefill", "status", "source"], rows)
+
+
+def _scale(x: float | None) -> str:
+    return "not known" if x is None else f"× {x:g}"
+
+
+def model(s: ModelSpec) -> None:
+    kv = s.kv_elements_per_token
+    rows = [
+        ["family", f"{s.family} ({s.model_type}, {s.format})"],
+        ["blocks", f"{s.n_blocks}, each {s.blocks[0].attn.params / 1e6:.2f} M attention + {s.blocks[0].ffn.params / 1e6:.2f} M feed-forward parameters"],  # noqa: E501
+        ["width", f"{s.hidden_size}, feed-forward {s.intermediate_size}, {s.n_heads} heads of {s.head_dim}, {s.n_kv_heads} for keys and values"],  # noqa: E501
+        ["parameters", f"{s.params / 1e6:.1f} M"],
+        ["vocabulary", f"{s.vocab_size}, embeddings {'tied' if s.tied_embeddings else 'separate'}"],
+        ["context", f"{s.context_length_tokens} tokens"],
+        ["windows", _windows(s)],
+        ["stored as", ", ".join(f"{k} {v / 1e6:.1f} M" for k, v in s.dtypes.items()) + f"; {show_bytes(s.weight_bytes)}"],
+        ["KV cache", f"{kv} numbers per token: {show_bytes(2 * kv)} at F16, {show_bytes(4 * kv)} at F32"],
+        ["fingerprint", s.fingerprint],
+    ]
+    table(s.name, ["", ""], rows)
+
+
+def _windows(s: ModelSpec) -> str:
+    found = {b.sliding_window_tokens for b in s.blocks}
+    if found == {None}:
+        return "none"
+    n = sum(b.sliding_window_tokens is not None for b in s.blocks)
+    return f"{n} of {s.n_blocks} blocks see {max(w for w in found if w)} tokens"
+
+
+def scores(s: Scores, path: Path) -> None:
+    say(f"{s.model}: {s.metric} on {s.text.tokens} tokens of {s.text.name}")
+    rows = [
+        [str(k), str(len(step.blocks)), _gone(s, k), number(step.kl), number(step.perplexity, 4)] for k, step in enumerate(s.path)
+    ]
+    table(None, ["step", "blocks", "removed", "KL, nats/token", "perplexity"], rows, right=(0, 1, 3, 4))
+    say(f"wrote {path}")
+
+
+def _gone(s: Scores, k: int) -> str:
+    from edgeprune.types import removed_sublayers
+
+    before = set(removed_sublayers(s.path[k - 1].blocks, s.n_blocks)) if k else set()
+    new = [g for g in removed_sublayers(s.path[k].blocks, s.n_blocks) if g not in before]
+    return " ".join(f"{kind}{i}" for kind, i in new)
+
+
+def plan(p: Plan, d: DeviceProfile, s: ModelSpec) -> None:
+    say(f"{p.model} on {d.name} ({d.id}{', ' + p.mode if p.mode else ''})")
+    what = f"remove {p.removed}; {len(p.blocks)} of {p.n_blocks_whole} blocks stay" if p.removed else f"remove nothing: all {p.n_blocks_whole} blocks stay"  # noqa: E501
+    say(f"plan: {p.quant} in {p.runtime} on {p.backend}, {what}")
+    if p.removed:
+        say(f"damage: KL {number(p.damage_kl)} nats per token, perplexity {number(p.whole_perplexity, 4)} → {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)")  # noqa: E501
+    if p.quant_kl is not None:
+        say(f"quantisation: KL about {number(p.quant_kl)} nats per token (prior)")
+    if p.memory_limit_bytes is not None:
+        say(f"memory limit: {show_bytes(p.memory_limit_bytes)}, set by {p.memory_limit_from}")
+    whole, cut = p.prediction_whole, p.prediction
+    rows = [[label, show(whole), show(cut)] for label, show in _PREDICTED]
+    table(f"predicted at context {p.budget.context_tokens} ({cut.basis})", ["", "whole", "plan"], rows)
+    if p.alternatives:
+        rows = [
+            [a.runtime, a.quant, str(a.n_blocks), show_bytes(a.prediction.memory_bytes), _speed(a.prediction), a.reason]
+            for a in p.alternatives
+        ]
+        table("also looked at", ["runtime", "quant", "blocks", "memory", "tok/s", "why not"], rows, right=(2,))
+
+
+def _speed(p: Prediction) -> str:
+    if p.decode_tok_per_s is None:
+        return "not known"
+    low, high = p.decode_low_tok_per_s, p.decode_high_tok_per_s
+    return number(p.decode_tok_per_s) + (f" ({number(low)} to {number(high)})" if low is not None and high is not None else "")
+
+
+_PREDICTED = (
+    ("file", lambda p: show_bytes(p.file_bytes)),
+    ("weights in memory", lambda p: show_bytes(p.weights_bytes)),
+    ("KV cache", lambda p: show_bytes(p.kv_bytes)),
+    ("compute buffers", lambda p: show_bytes(p.compute_bytes)),
+    ("runtime", lambda p: show_bytes(p.runtime_bytes)),
+    ("memory in all", lambda p: show_bytes(p.memory_bytes)),
+    ("decode, tokens/s", _speed),
+    ("time to first token, s", lambda p: "not known" if p.ttft_s is None else number(p.ttft_s)),
+)
+
+
+def pruned(out: Path, before: ModelSpec, after: ModelSpec, p: Plan) -> None:
+    say(f"removed {p.removed or 'nothing'}: {before.params / 1e6:.1f} M → {after.params / 1e6:.1f} M parameters, {show_bytes(after.weight_bytes)}")  # noqa: E501
+    say(f"wrote {out}")
+
+
+def artifact(a: Artifact) -> None:
+    say(f"{a.format} {a.quant}: {a.n_blocks} blocks, {show_bytes(a.bytes)}, sha256 {a.sha256}")
+    if a.mean_kl is not None:
+        say(f"loaded and compared with torch: KL {a.mean_kl:.2g} nats per token, largest logit difference {number(a.max_logit_error)}")
+    say(f"wrote {a.path}")
+
+
+def measurements(found: list[Measurement], theirs: list[dict]) -> None:
+    rows = []
+    for m in found:
+        rates = [_rate(m.workload.n_prompt, m.prefill_samples_ns), _rate(m.workload.n_gen, m.decode_samples_ns)]
+        rows.append([m.artifact, f"{m.runtime} {m.backend}", str(m.n_threads), *rates, show_bytes(m.memory_bytes)])
+    for r in theirs:
+        kind = f"{r['avg_ts']:.1f} ± {r['stddev_ts']:.1f}"
+        rows.append(["", "llama-bench", str(r["n_threads"]), *((kind, "") if r["n_prompt"] else ("", kind)), ""])
+    w = found[0].workload
+    columns = ["artifact", "runtime", "threads", f"pp{w.n_prompt} tok/s", f"tg{w.n_gen} tok/s", "memory"]
+    table(None, columns, rows, right=(2, 3, 4))
+    say("tok/s: mean ± sample standard deviation; memory: peak RSS less the interpreter's own before loading.")
+
+
+def _rate(n: int, samples: tuple[int, ...]) -> str:
+    if not samples:
+        return "not measured"
+    rates = [n * 1e9 / s for s in samples]
+    return f"{statistics.fmean(rates):.1f} ± {statistics.stdev(rates) if len(rates) > 1 else 0:.1f}"
+
+
+def qualities(found: list[Quality]) -> None:
+    rows = [
+        [q.subject, q.runtime, number(q.perplexity, 4), "" if q.kl is None else f"{q.kl:.4f}" + ("" if q.kl_stderr is None else f" ± {q.kl_stderr:.4f}"), "" if q.top1_agreement is None else f"{q.top1_agreement:.1%}"]  # noqa: E501
+        for q in found
+    ]
+    table(None, ["subject", "runtime", "perplexity", "KL, nats/token", "same top token"], rows, right=(2, 3, 4))
+    t = found[0].text
+    say(f"{t.tokens} tokens of {t.name}, windows of {t.context_tokens}, stride {t.stride_tokens}, sha256 {t.sha256[:16]}")
+
+
+def report(r: Report, paths: list[Path]) -> None:
+    say(getattr(r, "headline", "") or r.title)
+    rows = []
+    for v in r.verdict:
+        show = show_bytes if v.unit == "bytes" else lambda x, u=v.unit: "not measured" if x is None else f"{number(x)} {u}"
+        rows.append([v.line, show(v.asked), show(v.predicted), show(v.measured), v.verdict])
+    table(None, ["budget", "asked", "predicted", "measured", "verdict"], rows)
+    quality = {q.subject: q for q in r.qualities}
+    rows = []
+    for a in r.artifacts:
+        m = next((m for m in r.measurements if m.artifact == a.path), None)
+        p, q = r.predictions.get(a.path), quality.get(a.path)
+        rows.append(
+            [
+                a.path,
+                str(a.n_blocks),
+                f"{a.bytes / 1e6:.1f}",
+                f"{p.memory_bytes / 1e6:.0f} / {_mb(m)}" if p else "",
+                f"{number(p.decode_tok_per_s)} / {_median(m)}" if p else "",
+                number(q.perplexity, 4) if q else "not measured",
+                number(q.kl) if q else "not measured",
+            ]
+        )
+    columns = ["artifact", "blocks", "file, MB", "memory, MB\npredicted / measured", "decode, tok/s\npredicted / measured"]
+    table(None, [*columns, "perplexity", "KL"], rows, right=(1, 2, 3, 4, 5, 6))
+    for path in paths:
+        say(f"wrote {path}")
+
+
+def _mb(m: Measurement | None) -> str:
+    return "not measured" if m is None else f"{m.memory_bytes / 1e6:.0f}"
+
+
+def _median(m: Measurement | None) -> str:
+    if m is None or not m.decode_samples_ns:
+        return "not measured"
+    return f"{m.workload.n_gen * 1e9 / statistics.median(m.decode_samples_ns):.1f}"

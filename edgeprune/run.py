@@ -1,0 +1,274 @@
+"""Run: the whole job in one folder. The only place that chains verbs; a step already done and verified is skipped.
+
+    DIR/  model.json scores.json device.json plan.json          what was decided
+          base/ pruned/ gguf/ onnx/ whole/                      what was made
+          artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json}
+          journal.json                                          what each step read and wrote, by SHA-256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeprune import __version__, bench, cost, model, plan, prune
+from edgeprune.errors import EdgepruneError, UsageError
+from edgeprune.files import check_sums, sha256_tree, write_text
+from edgeprune.types import Artifact, Budget, DeviceProfile, Measurement, ModelSpec, Plan, Prediction, Quality, Record
+from edgeprune.types import Scores, Workload, whole
+
+Progress = Callable[[str, int, int], None]
+RUNTIME_OF = {"gguf": "llamacpp", "onnx": "onnxruntime"}
+FORMAT_OF = {runtime: fmt for fmt, runtime in RUNTIME_OF.items()}
+DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4")
+# The same nominal width in the other runtime, for baselines.
+COUNTERPART = {"Q8_0": "int8", "Q4_K_M": "int4", "Q4_0": "int4", "F16": "fp16", "F32": "fp32"}
+
+
+class Options(NamedTuple):
+    metric: str = "block_influence"
+    calibration: tuple[Path, ...] = ()
+    texts: tuple[Path, ...] = ()
+    windows: int = 8
+    context: int = 512
+    max_steps: int | None = None
+    exports: tuple[str, ...] = DEFAULT_EXPORTS
+    baseline: bool = True
+    workload: Workload = Workload()
+    mode: str | None = None
+
+
+class Journal:
+    """Remembers by hash what each step read and wrote."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self.path, self.say = path, say
+        try:
+            self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            self.entries = {}
+
+    def step(self, name: str, inputs: Any, outputs: Sequence[Path], work: Callable[[], None]) -> None:
+        """Do `work`, which must write `outputs`, unless the same inputs already gave outputs that still verify."""
+        key = hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True, default=str).encode()).hexdigest()
+        entry = self.entries.get(name)
+        if entry and entry["inputs"] == key and all(_verified(p, entry["outputs"].get(p.name)) for p in outputs):
+            self.say(f"{name}: already done")
+            return
+        self.say(name)
+        work()
+        self.entries[name] = {"inputs": key, "outputs": {p.name: sha256_tree(p) for p in outputs}}
+        write_text(self.path, json.dumps(self.entries, indent=1) + "\n", force=True)
+
+
+def _verified(path: Path, sha: str | None) -> bool:
+    if not path.exists() or sha256_tree(path) != sha:
+        return False
+    try:
+        check_sums(path) if path.is_dir() else None
+    except EdgepruneError:
+        return False
+    return True
+
+
+def run(
+    source: Path, spec: ModelSpec, device: DeviceProfile, budget: Budget, out: Path, options: Options, *,
+    base_model: str, scores: Scores | None, command: str, say: Callable[[str], None], progress: Progress,
+) -> Plan:  # fmt: skip
+    """Score, plan, prune, export, measure, evaluate and report into `out`. Returns the plan."""
+    out = Path(out)
+    _claim(out)
+    journal = Journal(out / "journal.json", say)
+    _write(out / "model.json", spec)
+    base = _base(source, spec, out, journal)
+    if scores is None:
+        scores = _score(base, spec, out, options, journal, progress)
+    _write(out / "scores.json", scores)
+    _write(out / "device.json", device)
+    made = plan.make_plan(spec, scores, device, budget, mode=options.mode)
+    _write(out / "plan.json", made)
+    say(f"plan: {len(made.blocks)} of {spec.n_blocks} blocks, {made.runtime} {made.quant}")
+
+    def do_prune() -> None:
+        prune.prune(base, spec, made, out / "pruned", base_model=base_model, command=command, force=True)
+
+    journal.step("prune", [made.digest(), spec.fingerprint, command], [out / "pruned"], do_prune)
+    artifacts = _export_all(base, spec, made, out, options, journal, progress)
+    _write_list(out / "artifacts.json", artifacts)
+    _write_predictions(spec, made, device, budget, artifacts, out, options.mode)
+    load = workload(options.workload, budget)
+    _write_list(out / "measurements.json", _measure_all(artifacts, out, load, journal, progress))
+    _evaluate(base, spec, made, artifacts, scores, out, options, journal, progress)
+    write_text(out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True)
+    return made
+
+
+def _claim(out: Path) -> None:
+    """A run folder is new, empty, or a run of ours to go on with."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "journal.json").exists())):
+        raise UsageError(f"{out} exists and is not a run folder of edgeprune; choose another output")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "journal.json").exists():
+        write_text(out / "journal.json", "{}\n")
+
+
+def _base(source: Path, spec: ModelSpec, out: Path, journal: Journal) -> Path:
+    """The whole model as a transformers folder."""
+    if source.is_dir():
+        return source
+    from edgeprune.torch_model import materialise
+
+    base = out / "base"
+    journal.step("read the GGUF into torch", spec.fingerprint, [base], lambda: materialise(source, base, force=True))
+    return base
+
+
+def _score(base: Path, spec: ModelSpec, out: Path, options: Options, journal: Journal, progress: Progress) -> Scores:
+    from edgeprune import score
+
+    path = out / "scores.json"
+    steps = options.max_steps or max(1, spec.n_blocks // 3)
+
+    def work() -> None:
+        scores = score.score_folder(
+            base, spec, files=options.calibration, metric=options.metric, max_steps=steps,
+            n_windows=options.windows, context_tokens=options.context, progress=progress,
+        )  # fmt: skip
+        _write(path, scores)
+
+    inputs = [spec.fingerprint, options.metric, steps, options.windows, options.context, _shas(options.calibration)]
+    journal.step("score", inputs, [path], work)
+    return Scores.from_json(path.read_text())
+
+
+def _export_all(
+    base: Path, spec: ModelSpec, made: Plan, out: Path, options: Options, journal: Journal, progress: Progress
+) -> list[Artifact]:
+    from edgeprune.export import export
+
+    planned = f"{FORMAT_OF[made.runtime]}:{made.quant}"
+    wanted = list(dict.fromkeys([planned, *options.exports]))
+    jobs = [(out / "pruned", name, "") for name in wanted]
+    if options.baseline and made.removed:
+        other = "onnx" if made.runtime == "llamacpp" else "gguf"
+        twin = next((f"{other}:{b if other == 'onnx' else a}" for a, b in COUNTERPART.items() if made.quant in (a, b)), planned)
+        jobs += [(base, name, "whole/") for name in dict.fromkeys([planned, twin]) if name in wanted]
+    artifacts = []
+    for folder, name, prefix in jobs:
+        fmt, quant = _split(name)
+        path = f"{prefix}{fmt}/{artifact_name(spec.name, folder != base and bool(made.removed), fmt, quant)}"
+        record = out / f"{prefix}{fmt}" / f"{quant}.artifact.json"
+
+        def work(folder: Path = folder, fmt: str = fmt, quant: str = quant, path: str = path, record: Path = record) -> None:
+            made_of = export(
+                folder, fmt, quant, out / path, force=True, progress=lambda what, f: progress(f"{path}: {what}", round(f * 100), 100)
+            )
+            _write(record, made_of.model_copy(update={"path": path}))
+
+        journal.step(f"export {path}", [fmt, quant, sha256_tree(folder)], [out / path, record], work)
+        artifacts.append(Artifact.from_json(record.read_text()))
+    return artifacts
+
+
+def artifact_name(model_name: str, pruned: bool, fmt: str, quant: str) -> str:
+    """A folder is named by its quantisation, a GGUF file as its readers expect: Name-pruned-Q4_K_M.gguf."""
+    if fmt == "onnx":
+        return quant
+    name = model_name.removesuffix(".gguf").rsplit(".Q", 1)[0]
+    return f"{name}{'-pruned' if pruned else ''}-{quant}.gguf"
+
+
+def workload(base: Workload, budget: Budget) -> Workload:
+    """The usual tests, with the planned context reserved, so that measured memory is of what was planned."""
+    n = budget.context_tokens
+    return base.model_copy(update={"n_prompt": min(base.n_prompt, n), "n_gen": min(base.n_gen, n), "context_tokens": n})
+
+
+def _measure_all(
+    artifacts: list[Artifact], out: Path, load: Workload, journal: Journal, progress: Progress
+) -> list[Measurement]:
+    results = []
+    for a in artifacts:
+        record = out / "measured" / f"{a.sha256[:16]}.json"
+
+        def work(a: Artifact = a, record: Path = record) -> None:
+            _write(record, bench.measure(out / a.path, load, name=a.path, progress=progress))
+
+        journal.step(f"measure {a.path}", [a.sha256, load.model_dump()], [record], work)
+        results.append(Measurement.from_json(record.read_text()))
+    return results
+
+
+def _evaluate(
+    base: Path, spec: ModelSpec, made: Plan, artifacts: list[Artifact], scores: Scores, out: Path, options: Options,
+    journal: Journal, progress: Progress,
+) -> None:  # fmt: skip
+    from edgeprune.evaluate import evaluate
+
+    subjects = {"whole": base, "pruned": out / "pruned"} | {a.path: out / a.path for a in artifacts}
+    path = out / "quality.json"
+
+    def work() -> None:
+        found = evaluate(
+            subjects, whole=base, files=options.texts, n_windows=options.windows, context_tokens=options.context,
+            avoid_sha256=scores.text.sha256, progress=progress,
+        )  # fmt: skip
+        _write_list(path, found)
+
+    inputs = [spec.fingerprint, made.digest(), [a.sha256 for a in artifacts], options.windows, options.context]
+    journal.step("evaluate", [*inputs, _shas(options.texts)], [path], work)
+
+
+def _write_predictions(
+    spec: ModelSpec, made: Plan, device: DeviceProfile, budget: Budget, artifacts: list[Artifact], out: Path, mode: str | None
+) -> None:
+    found: dict[str, Prediction] = {}
+    for a in artifacts:
+        blocks = made.blocks if a.n_blocks == len(made.blocks) else whole(spec.n_blocks)
+        runtime = RUNTIME_OF[a.format]
+        backend = made.backend if runtime == made.runtime else cost.best_backend(device, runtime)
+        if backend is None:
+            continue
+        found[a.path] = cost.predict(
+            spec, blocks, device, runtime, backend, a.quant, budget.context_tokens, budget.prompt_tokens, mode
+        )
+    text = json.dumps({k: p.model_dump(mode="json") for k, p in found.items()}, indent=1)
+    write_text(out / "predictions.json", text + "\n", force=True)
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that took part."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    out = {"edgeprune": __version__, "python": platform.python_version()}
+    packages = "torch transformers accelerate gguf llama-cpp-python onnx onnxruntime onnxruntime-genai numpy safetensors"
+    for name in packages.split():
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def _split(name: str) -> tuple[str, str]:
+    fmt, _, quant = name.partition(":")
+    if fmt not in RUNTIME_OF or not quant:
+        raise UsageError(f"--export {name!r}: write FORMAT:QUANT, for example gguf:Q4_K_M or onnx:int8")
+    return fmt, quant
+
+
+def _shas(files: Sequence[Path]) -> list[str]:
+    return [sha256_tree(model.resolve(str(p))) for p in files]
+
+
+def _write(path: Path, record: Record) -> None:
+    write_text(path, record.to_json(), force=True)
+
+
+def _write_list(path: Path, records: Sequence[Artifact | Measurement | Quality]) -> None:
+    text = json.dumps([r.model_dump(mode="json") for r in records], indent=1, ensure_ascii=False)
+    write_text(path, text + "\n", force=True)

@@ -1,0 +1,265 @@
+"""Wrong input through the command line: the documented code, one clear line, no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EDGEPRUNE = [sys.executable, "-m", "edgeprune.cli"]
+
+
+def call(*args, **kwargs):
+    return subprocess.run([*EDGEPRUNE, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def refused(result, code, *words):
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    message = result.stderr.strip().splitlines()[-1] if code != 2 else result.stderr
+    for word in words:
+        assert word in message, message
+    return message
+
+
+@pytest.fixture
+def model(tiny_folder, tmp_path):
+    """A private copy that a test may damage."""
+    shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_not_a_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    refused(call("inspect", tmp_path / "empty"), 4, "config.json")
+    refused(call("inspect", tmp_path / "notes.txt"), 4, "neither")
+    refused(call("inspect", tmp_path / "gone"), 4, "no such folder")
+    refused(call("inspect", "nobody/nothing-at-all"), 4, "hub")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
+def test_a_truncated_safetensors(model, keep):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(call("inspect", model), 4, "model.safetensors")
+
+
+def test_a_corrupt_safetensors_header(model):
+    file = model / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[20:30] = b"\xff" * 10
+    file.write_bytes(data)
+    refused(call("inspect", model), 4, "model.safetensors")
+
+
+@pytest.mark.parametrize("keep", [3, 30, 5000, -1])
+def test_a_truncated_gguf(smollm2_gguf, tmp_path, keep):
+    bad = tmp_path / "bad.gguf"
+    with open(smollm2_gguf, "rb") as f:
+        bad.write_bytes(f.read(keep) if keep >= 0 else f.read()[:keep])
+    refused(call("inspect", bad), 4, "bad.gguf")
+
+
+def test_only_pickle_weights(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    refused(call("inspect", model), 4, "pickle")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ({"_attn_implementation_internal": "kernels/x"}, "implementation"),
+        ({"model_type": "qwen22"}, "Did you mean 'qwen2'"),
+        ({"num_hidden_layers": 4}, "layer"),
+        ({"num_hidden_layers": 6}, "layer 5"),
+        ({"num_hidden_layers": "5"}, "num_hidden_layers"),
+        ({"hidden_size": 32}, "should be"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_config_that_lies_or_runs_code(model, change, word):
+    config = json.loads((model / "config.json").read_text()) | change
+    (model / "config.json").write_text(json.dumps(config))
+    refused(call("inspect", model), 4, word)
+
+
+def test_a_shard_outside_the_folder(model):
+    index = {"weight_map": {"x": "../model.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(call("inspect", model), 4, "plain file name")
+
+
+def test_an_unknown_device():
+    refused(call("plan", "--device", "jetson-orinn", "--max-mem", "8GB"), 2, "jetson-orin")
+    refused(call("devices", "rasberry-pi-5"), 2, "Did you mean")
+
+
+@pytest.mark.parametrize("size", ["8", "8XB", "lots", "-1GB", ""])
+def test_a_size_without_a_unit(size):
+    refused(call("plan", "--device", "jetson-orin", f"--max-mem={size}"), 2, "max-mem")
+
+
+def test_flags_that_make_no_sense(tmp_path):
+    refused(call("plan", "--max-mem", "8GB"), 2, "--device")
+    refused(call("plan", "--device", "rpi5", "--quant", "Q9_9"), 2, "Q9_9")
+    refused(call("plan", "--device", "rpi5", "--runtime", "llamacp"), 2, "llamacp")
+    refused(call("plan", "--device", "rpi5", "--context", "9999999"), 2, "context")
+    refused(call("score", "smollm2-135m-instruct", "-o", tmp_path / "s.json", "--metric", "nonsense"), 2, "block_influence")
+
+
+def test_a_budget_nothing_meets():
+    message = refused(call("plan", "--device", "jetson-orin", "--max-mem", "20MB"), 3, "memory")
+    assert "MB" in message
+
+
+def test_infeasible_as_json_names_the_nearest_budget_that_works():
+    result = call("plan", "--device", "jetson-orin", "--max-mem", "20MB", "--json")
+    assert result.returncode == 3
+    nearest = json.loads(result.stdout)["nearest"]["max_mem_bytes"]
+    assert call("plan", "--device", "jetson-orin", "--max-mem", f"{nearest}B").returncode == 0
+    assert call("plan", "--device", "jetson-orin", "--max-mem", f"{nearest - 1}B").returncode == 3
+
+
+@pytest.fixture
+def plan_file(model, tmp_path):
+    """A plan for `model` that removes nothing: needs no scores."""
+    path = tmp_path / "plan.json"
+    assert call("plan", model, "--device", "rpi5", "--context", "128", "-o", path).returncode == 0
+    return path
+
+
+def test_a_plan_for_other_weights(tiny_folder, plan_file, tmp_path):
+    other = tiny_folder("llama", seed=99)
+    refused(call("prune", other, "--plan", plan_file, "-o", tmp_path / "out"), 5, "other weights")
+    refused(call("prune", tiny_folder("llama", n_blocks=4), "--plan", plan_file, "-o", tmp_path / "out"), 5, "blocks")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_other_weights(tiny_folder, model, tmp_path):
+    scores = tmp_path / "scores.json"
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 60)
+    done = call("score", model, "-o", scores, "--calibration", text, "--window", "32", "--windows", "2")
+    assert done.returncode == 0, done.stderr
+    refused(call("plan", tiny_folder("llama", seed=99), "--device", "rpi5", "--context", "128", "--scores", scores), 5, "scores")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 99}', "\x00"])
+def test_a_plan_that_is_not_one(model, tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    refused(call("prune", model, "--plan", tmp_path / "bad.json", "-o", tmp_path / "out"), 4, "bad.json")
+
+
+def test_an_output_that_exists(model, plan_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("keep")
+    before = tree(model)
+    refused(call("prune", model, "--plan", plan_file, "-o", out), 2, "exists")
+    assert (out / "mine").read_text() == "keep" and tree(model) == before
+    assert call("prune", model, "--plan", plan_file, "-o", out, "--force").returncode == 0
+    assert not (out / "mine").exists() and (out / "model.safetensors").exists() and tree(model) == before
+
+
+def test_an_artifact_no_runtime_reads(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    refused(call("bench", tmp_path / "x.txt"), 4, "runtime")
+    refused(call("bench", tmp_path / "gone.gguf"), 4, "no such file")
+    refused(call("export", tmp_path, "--format", "gguf", "--quant", "Q8_0", "-o", tmp_path / "y.gguf"), 4, "config.json")
+
+
+def test_an_unknown_quantisation_or_format(model, tmp_path):
+    refused(call("export", model, "--format", "gguf", "--quant", "Q4_K", "-o", tmp_path / "y.gguf"), 2, "Q4_K_M")
+    refused(call("export", model, "--format", "ggml", "--quant", "Q8_0", "-o", tmp_path / "y.gguf"), 2, "gguf")
+
+
+def test_a_report_of_nothing(tmp_path):
+    refused(call("report", tmp_path), 4, "plan.json")
+
+
+def test_a_run_into_a_folder_of_something_else(model, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("keep")
+    refused(call("run", model, "--device", "host", "-o", tmp_path / "work", "--context", "128"), 2, "run folder")
+    assert os.listdir(tmp_path / "work") == ["thesis.txt"]
+
+
+def test_a_full_disk(model, plan_file, tmp_path):
+    """A file system of 64 KiB."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        refused(call("prune", model, "--plan", plan_file, "-o", small / "out"), 6, "small")
+        export = ("export", model, "--format", "gguf", "--quant", "F32", "-o", small / "out.gguf")
+        refused(call(*export), 6)
+        refused(call("export", model, "--format", "onnx", "--quant", "fp32", "-o", small / "onnx"), 6)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(smollm2_gguf, tmp_path, sent, code):
+    out = tmp_path / "s.json"
+    child = subprocess.Popen(
+        [*EDGEPRUNE, "score", smollm2_gguf, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    time.sleep(4)
+    child.send_signal(sent)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == code, stderr
+    assert "Traceback" not in stderr and list(tmp_path.iterdir()) == []
+
+
+def test_huge_headers_are_read_fast_and_lean(tmp_path):
+    """A sparse 80-layer checkpoint of 139 GB: inspect in under 2 s and 300 MB."""
+    d, ff, kv, vocab, n = 8192, 28672, 1024, 128256, 80
+    config = dict(
+        model_type="llama", hidden_size=d, intermediate_size=ff, num_hidden_layers=n, num_attention_heads=64,
+        num_key_value_heads=8, vocab_size=vocab, max_position_embeddings=131072, tie_word_embeddings=False,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (vocab, d), "lm_head.weight": (vocab, d), "model.norm.weight": (d,)}
+    for i in range(n):
+        layer = f"model.layers.{i}."
+        shapes |= {layer + "input_layernorm.weight": (d,), layer + "post_attention_layernorm.weight": (d,)}
+        shapes |= {layer + f"self_attn.{p}_proj.weight": (d if p in "qo" else kv, d) for p in "qkvo"}
+        shapes |= {layer + f"mlp.{p}_proj.weight": (ff, d) for p in ("gate", "up")} | {layer + "mlp.down_proj.weight": (d, ff)}
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as f:
+        f.write(len(raw).to_bytes(8, "little") + raw)
+        f.truncate(8 + len(raw) + at)
+    assert at > 139e9
+    code = (
+        "import resource, sys; sys.argv = ['edgeprune', 'inspect', sys.argv[1], '--json']\n"
+        "from edgeprune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "sys.stderr.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n_blocks"] == n
+    assert seconds < 2 and int(done.stderr) * 1024 < 300e6, (seconds, done.stderr)
