@@ -22,7 +22,20 @@ from edgeprune.types import DeviceProfile, Figure
 PROBE_MIB = 128  # per thread: past the last-level cache of common parts, and 0.1 s to fill
 PROBE_ROUNDS = 4
 USABLE_SHARE = 0.9  # what is left to a model process when the system keeps a tenth
-_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "fphp", "i8mm", "sve2")
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "fphp",
+    "i8mm",
+    "sve2",
+)
 # /proc/cpuinfo's words -> the profiles'
 _NAMES = {"avx512f": "avx512", "avx512_vnni": "avx512-vnni", "avx_vnni": "avx-vnni", "amx_int8": "amx"}
 _NAMES |= {"asimd": "neon", "asimddp": "dotprod", "fphp": "fp16"}
@@ -181,7 +194,13 @@ def _sysctl() -> dict[str, Any]:
     if sys.platform != "darwin":
         return {}
     name = _run(["sysctl", "-n", "machdep.cpu.brand_string"])
-    arm = [("neon", "AdvSIMD"), ("fp16", "FEAT_FP16"), ("dotprod", "FEAT_DotProd"), ("i8mm", "FEAT_I8MM"), ("bf16", "FEAT_BF16")]
+    arm = [
+        ("neon", "AdvSIMD"),
+        ("fp16", "FEAT_FP16"),
+        ("dotprod", "FEAT_DotProd"),
+        ("i8mm", "FEAT_I8MM"),
+        ("bf16", "FEAT_BF16"),
+    ]
     isa = [n for n, f in arm if _run(["sysctl", "-n", f"hw.optional.arm.{f}"]) == "1"]
     return {"name": name, "isa": isa}
 

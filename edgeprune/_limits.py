@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from edgeprune.errors import InfeasibleBudget
-from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec, Prediction, show_bytes
+from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec, Prediction
+from edgeprune.units import show_bytes
 
 
 class Candidate(NamedTuple):
@@ -90,7 +91,9 @@ def explain_infeasible(
     if alone:
         line, value = next(iter(alone.items()))
         ways = "; or ".join(f"{_flag(k)} {_shown(k, v)}" for k, v in alone.items())
-        return InfeasibleBudget(f"{start}: {_name(line)} binds, {path}. Nearest that works: {ways}", {_key(line): value})
+        return InfeasibleBudget(
+            f"{start}: {_name(line)} binds, {path}. Nearest that works: {ways}", {_key(line): value}
+        )
     inside = [c for c in candidates if c.prediction.memory_bytes <= limits.device_bytes]
     if not inside:
         least = min(c.prediction.memory_bytes for c in candidates)

@@ -36,12 +36,19 @@ class ProfileError(ValueError):
 def parse(document: Table, total: float | None = None) -> DeviceProfile:
     """`total`: the memory size wanted, one of memory.also, in the unit of memory.total. Raises ProfileError."""
     top = {"schema", "id", "aliases", "siblings", "vendor", "name", "sku", "note", "memory", "compute", "runtimes"}
-    _keys("", document, top | {"mode", "calibration", "sources"}, {"schema", "id", "vendor", "name", "memory", "runtimes"})
+    _keys(
+        "", document, top | {"mode", "calibration", "sources"}, {"schema", "id", "vendor", "name", "memory", "runtimes"}
+    )
     if document["schema"] != 1:
         raise ProfileError(f"schema: {document['schema']!r} is not known; this version reads 1")
     sources = _sources(document.get("sources", {}))
     memory = _table("memory", document["memory"])
-    _keys("memory.", memory, {"total", "also", "available", "unified", "bandwidth", "note"}, {"total", "available", "bandwidth"})
+    _keys(
+        "memory.",
+        memory,
+        {"total", "also", "available", "unified", "bandwidth", "note"},
+        {"total", "available", "bandwidth"},
+    )
     base = _figure("memory.total", memory["total"], sources, "bytes")
     device_id, sizes = _text("id", document["id"]), _also(memory.get("also"), memory["total"]["unit"], sources)
     if total is not None:
@@ -178,7 +185,9 @@ def _figure(where: str, value: Any, sources: dict[str, Table], unit: str) -> Fig
     kind = table.get("kind", source["kind"])
     if kind not in _KINDS:
         raise ProfileError(f"{where}.kind: {kind!r} is not one of {', '.join(_KINDS)}")
-    numbers = {k: _scaled(f"{where}.{k}", table[k], table["unit"], unit) for k in ("value", "low", "high") if k in table}
+    numbers = {
+        k: _scaled(f"{where}.{k}", table[k], table["unit"], unit) for k in ("value", "low", "high") if k in table
+    }
     if not numbers.get("low", 0) <= numbers["value"] <= numbers.get("high", math.inf):
         raise ProfileError(f"{where}: value is outside low…high")
     if unit != "us" and numbers["value"] == 0:

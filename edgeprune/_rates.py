@@ -182,5 +182,3 @@ def _attention(device: DeviceProfile, backend: str, chosen: Calibration | None) 
     if backend in CACHE_SHARE:
         return None, Span(*(share * device.bandwidth.value for share in CACHE_SHARE[backend]))
     return Span(*CPU_ATTENTION_FLOPS), None
-
-

@@ -17,8 +17,8 @@ from edgeprune.types import (
     Quality,
     Report,
     Scores,
-    show_bytes,
 )
+from edgeprune.units import show_bytes
 
 
 def number(x: float | None, digits: int = 3) -> str:
@@ -42,7 +42,14 @@ def figure(f: Figure | None) -> str:
 
 def device_table(profiles: list[DeviceProfile]) -> None:
     rows = [
-        [p.id, p.name, figure(p.memory_total), figure(p.memory_available), figure(p.bandwidth), ", ".join(p.aliases[:3])]
+        [
+            p.id,
+            p.name,
+            figure(p.memory_total),
+            figure(p.memory_available),
+            figure(p.bandwidth),
+            ", ".join(p.aliases[:3]),
+        ]
         for p in profiles
     ]
     table(None, ["device", "name", "memory", "for a model", "bandwidth", "aliases"], rows)
@@ -64,7 +71,9 @@ def device(p: DeviceProfile, asked: str) -> None:
             say(f"{label}: {text}")
     say("runtimes: " + "; ".join(f"{r} on {', '.join(b)}" for r, b in p.runtimes.items()))
     if p.modes:
-        rows = [[m.name, number(m.watts) + " W" if m.watts else "", _scale(m.bandwidth_scale), m.source] for m in p.modes]
+        rows = [
+            [m.name, number(m.watts) + " W" if m.watts else "", _scale(m.bandwidth_scale), m.source] for m in p.modes
+        ]
         table("power modes", ["mode", "power", "bandwidth", "source"], rows)
     if p.calibrations:
         rows = [
@@ -89,13 +98,23 @@ def model(s: ModelSpec) -> None:
     kv = s.kv_elements_per_token
     rows = [
         ["family", f"{s.family} ({s.model_type}, {s.format})"],
-        ["blocks", f"{s.n_blocks}, each {s.blocks[0].attn.params / 1e6:.2f} M attention + {s.blocks[0].ffn.params / 1e6:.2f} M feed-forward parameters"],  # noqa: E501
-        ["width", f"{s.hidden_size}, feed-forward {s.intermediate_size}, {s.n_heads} heads of {s.head_dim}, {s.n_kv_heads} for keys and values"],  # noqa: E501
+        [
+            "blocks",
+            f"{s.n_blocks}, each {s.blocks[0].attn.params / 1e6:.2f} M attention"
+            f" + {s.blocks[0].ffn.params / 1e6:.2f} M feed-forward parameters",
+        ],  # noqa: E501
+        [
+            "width",
+            f"{s.hidden_size}, feed-forward {s.intermediate_size}, {s.n_heads} heads of {s.head_dim}, {s.n_kv_heads} for keys and values",
+        ],  # noqa: E501
         ["parameters", f"{s.params / 1e6:.1f} M"],
         ["vocabulary", f"{s.vocab_size}, embeddings {'tied' if s.tied_embeddings else 'separate'}"],
         ["context", f"{s.context_length_tokens} tokens"],
         ["windows", _windows(s)],
-        ["stored as", ", ".join(f"{k} {v / 1e6:.1f} M" for k, v in s.dtypes.items()) + f"; {show_bytes(s.weight_bytes)}"],
+        [
+            "stored as",
+            ", ".join(f"{k} {v / 1e6:.1f} M" for k, v in s.dtypes.items()) + f"; {show_bytes(s.weight_bytes)}",
+        ],
         ["KV cache", f"{kv} numbers per token: {show_bytes(2 * kv)} at F16, {show_bytes(4 * kv)} at F32"],
         ["fingerprint", s.fingerprint],
     ]
@@ -113,14 +132,15 @@ def _windows(s: ModelSpec) -> str:
 def scores(s: Scores, path: Path) -> None:
     say(f"{s.model}: {s.metric} on {s.text.tokens} tokens of {s.text.name}")
     rows = [
-        [str(k), str(len(step.blocks)), _gone(s, k), number(step.kl), number(step.perplexity, 4)] for k, step in enumerate(s.path)
+        [str(k), str(len(step.blocks)), _gone(s, k), number(step.kl), number(step.perplexity, 4)]
+        for k, step in enumerate(s.path)
     ]
     table(None, ["step", "blocks", "removed", "KL, nats/token", "perplexity"], rows, right=(0, 1, 3, 4))
     say(f"wrote {path}")
 
 
 def _gone(s: Scores, k: int) -> str:
-    from edgeprune.types import removed_sublayers
+    from edgeprune.blocks import removed_sublayers
 
     before = set(removed_sublayers(s.path[k - 1].blocks, s.n_blocks)) if k else set()
     new = [g for g in removed_sublayers(s.path[k].blocks, s.n_blocks) if g not in before]
@@ -129,10 +149,17 @@ def _gone(s: Scores, k: int) -> str:
 
 def plan(p: Plan, d: DeviceProfile, s: ModelSpec) -> None:
     say(f"{p.model} on {d.name} ({d.id}{', ' + p.mode if p.mode else ''})")
-    what = f"remove {p.removed}; {len(p.blocks)} of {p.n_blocks_whole} blocks stay" if p.removed else f"remove nothing: all {p.n_blocks_whole} blocks stay"  # noqa: E501
+    what = (
+        f"remove {p.removed}; {len(p.blocks)} of {p.n_blocks_whole} blocks stay"
+        if p.removed
+        else f"remove nothing: all {p.n_blocks_whole} blocks stay"
+    )  # noqa: E501
     say(f"plan: {p.quant} in {p.runtime} on {p.backend}, {what}")
     if p.removed:
-        say(f"damage: KL {number(p.damage_kl)} nats per token, perplexity {number(p.whole_perplexity, 4)} → {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)")  # noqa: E501
+        say(
+            f"damage: KL {number(p.damage_kl)} nats per token, perplexity {number(p.whole_perplexity, 4)} →"
+            f" {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)"
+        )  # noqa: E501
     if p.quant_kl is not None:
         say(f"quantisation: KL about {number(p.quant_kl)} nats per token (prior)")
     if p.memory_limit_bytes is not None:
@@ -152,7 +179,9 @@ def _speed(p: Prediction) -> str:
     if p.decode_tok_per_s is None:
         return "not known"
     low, high = p.decode_low_tok_per_s, p.decode_high_tok_per_s
-    return number(p.decode_tok_per_s) + (f" ({number(low)} to {number(high)})" if low is not None and high is not None else "")
+    return number(p.decode_tok_per_s) + (
+        f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
+    )
 
 
 _PREDICTED = (
@@ -168,14 +197,19 @@ _PREDICTED = (
 
 
 def pruned(out: Path, before: ModelSpec, after: ModelSpec, p: Plan) -> None:
-    say(f"removed {p.removed or 'nothing'}: {before.params / 1e6:.1f} M → {after.params / 1e6:.1f} M parameters, {show_bytes(after.weight_bytes)}")  # noqa: E501
+    say(
+        f"removed {p.removed or 'nothing'}: {before.params / 1e6:.1f} M →"
+        f" {after.params / 1e6:.1f} M parameters, {show_bytes(after.weight_bytes)}"
+    )  # noqa: E501
     say(f"wrote {out}")
 
 
 def artifact(a: Artifact) -> None:
     say(f"{a.format} {a.quant}: {a.n_blocks} blocks, {show_bytes(a.bytes)}, sha256 {a.sha256}")
     if a.mean_kl is not None:
-        say(f"loaded and compared with torch: KL {a.mean_kl:.2g} nats per token, largest logit difference {number(a.max_logit_error)}")
+        say(
+            f"loaded and compared with torch: KL {a.mean_kl:.2g} nats per token, largest logit difference {number(a.max_logit_error)}"
+        )
     say(f"wrote {a.path}")
 
 
@@ -202,19 +236,29 @@ def _rate(n: int, samples: tuple[int, ...]) -> str:
 
 def qualities(found: list[Quality]) -> None:
     rows = [
-        [q.subject, q.runtime, number(q.perplexity, 4), "" if q.kl is None else f"{q.kl:.4f}" + ("" if q.kl_stderr is None else f" ± {q.kl_stderr:.4f}"), "" if q.top1_agreement is None else f"{q.top1_agreement:.1%}"]  # noqa: E501
+        [
+            q.subject,
+            q.runtime,
+            number(q.perplexity, 4),
+            "" if q.kl is None else f"{q.kl:.4f}" + ("" if q.kl_stderr is None else f" ± {q.kl_stderr:.4f}"),
+            "" if q.top1_agreement is None else f"{q.top1_agreement:.1%}",
+        ]  # noqa: E501
         for q in found
     ]
     table(None, ["subject", "runtime", "perplexity", "KL, nats/token", "same top token"], rows, right=(2, 3, 4))
     t = found[0].text
-    say(f"{t.tokens} tokens of {t.name}, windows of {t.context_tokens}, stride {t.stride_tokens}, sha256 {t.sha256[:16]}")
+    say(
+        f"{t.tokens} tokens of {t.name}, windows of {t.context_tokens}, stride {t.stride_tokens}, sha256 {t.sha256[:16]}"
+    )
 
 
 def report(r: Report, paths: list[Path]) -> None:
     say(getattr(r, "headline", "") or r.title)
     rows = []
     for v in r.verdict:
-        show = show_bytes if v.unit == "bytes" else lambda x, u=v.unit: "not measured" if x is None else f"{number(x)} {u}"
+        show = (
+            show_bytes if v.unit == "bytes" else lambda x, u=v.unit: "not measured" if x is None else f"{number(x)} {u}"
+        )
         rows.append([v.line, show(v.asked), show(v.predicted), show(v.measured), v.verdict])
     table(None, ["budget", "asked", "predicted", "measured", "verdict"], rows)
     quality = {q.subject: q for q in r.qualities}
@@ -233,7 +277,13 @@ def report(r: Report, paths: list[Path]) -> None:
                 number(q.kl) if q else "not measured",
             ]
         )
-    columns = ["artifact", "blocks", "file, MB", "memory, MB\npredicted / measured", "decode, tok/s\npredicted / measured"]
+    columns = [
+        "artifact",
+        "blocks",
+        "file, MB",
+        "memory, MB\npredicted / measured",
+        "decode, tok/s\npredicted / measured",
+    ]
     table(None, [*columns, "perplexity", "KL"], rows, right=(1, 2, 3, 4, 5, 6))
     for path in paths:
         say(f"wrote {path}")

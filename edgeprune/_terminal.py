@@ -74,9 +74,22 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     if not err.is_terminal:
         yield lambda what, done, total: None
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
@@ -101,18 +114,32 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return verb(*args, **kwargs)
         except EdgepruneError as e:
+            if kwargs.get("json"):
+                emit(
+                    {
+                        "error": str(e),
+                        "exit_code": e.exit_code,
+                        **({"nearest": e.nearest} if hasattr(e, "nearest") else {}),
+                    }
+                )
             raise _fail(str(e), e.exit_code, e) from None
         except KeyboardInterrupt as e:
-            raise _fail(f"interrupted after {time.monotonic() - started:.0f} s; nothing half-written is left", INTERRUPTED, e) from None
+            raise _fail(
+                f"interrupted after {time.monotonic() - started:.0f} s; nothing half-written is left", INTERRUPTED, e
+            ) from None
         except MemoryError as e:
-            raise _fail("out of memory; use a smaller model, fewer windows or a shorter context", OutOfResources.exit_code, e) from None
+            raise _fail(
+                "out of memory; use a smaller model, fewer windows or a shorter context", OutOfResources.exit_code, e
+            ) from None
         except BrokenPipeError:
             os._exit(0)
         except (typer.Exit, SystemExit, typer.BadParameter):
             raise
         except Exception as e:
             if full_disk(e):
-                raise _fail("no space left on the disk; free some or choose another output", OutOfResources.exit_code, e) from None
+                raise _fail(
+                    "no space left on the disk; free some or choose another output", OutOfResources.exit_code, e
+                ) from None
             text = f"internal error: {type(e).__name__}: {e}; set EDGEPRUNE_DEBUG=1 to see where, and please report it"
             raise _fail(text, 1, e) from None
 

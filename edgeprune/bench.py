@@ -33,7 +33,9 @@ def runtime_for(path: Path) -> str:
     for name, module in catalog.load_all("edgeprune.runtimes").items():
         if module.reads(Path(path)):
             return name
-    raise InputRejected(f"{path} is not something a runtime reads: a .gguf file, an ONNX folder or a transformers folder")
+    raise InputRejected(
+        f"{path} is not something a runtime reads: a .gguf file, an ONNX folder or a transformers folder"
+    )
 
 
 def physical_cores() -> int:
@@ -52,7 +54,11 @@ def measure(artifact: Path, workload: Workload, *, name: str | None = None, prog
     request = {"path": str(artifact), "name": name or str(artifact), "runtime": runtime_for(artifact)}
     request["workload"] = workload.model_dump()
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgeprune.bench"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edgeprune.bench"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     errors: list[str] = []
     drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
@@ -77,7 +83,9 @@ def measure(artifact: Path, workload: Workload, *, name: str | None = None, prog
         kind = {4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
         raise kind(answer["error"])
     if code in (-9, 137):
-        raise OutOfResources(f"measuring {artifact}: the process was killed, most likely out of memory; try a smaller --n-prompt")
+        raise OutOfResources(
+            f"measuring {artifact}: the process was killed, most likely out of memory; try a smaller --n-prompt"
+        )
     tail = " ".join("".join(errors[-3:]).split())[-300:]
     raise EdgepruneError(f"measuring {artifact}: the {request['runtime']} process ended with code {code}: {tail}")
 
@@ -131,7 +139,9 @@ def context_tokens(workload: Workload) -> int:
     """Cache to reserve. Raises UsageError when the tests need more than was asked for."""
     need = workload.n_depth + max(workload.n_prompt, workload.n_gen, 1)
     if workload.context_tokens is not None and workload.context_tokens < need:
-        raise UsageError(f"the tests need {need} tokens of context, {workload.context_tokens} are reserved; ask for fewer tokens")
+        raise UsageError(
+            f"the tests need {need} tokens of context, {workload.context_tokens} are reserved; ask for fewer tokens"
+        )
     return workload.context_tokens or need
 
 

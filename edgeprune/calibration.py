@@ -69,12 +69,16 @@ def windows(
     name, text = read_text(files, split)
     sha = hashlib.sha256(text.encode()).hexdigest()
     if sha == avoid_sha256:
-        raise UsageError(f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text")
+        raise UsageError(
+            f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text"
+        )
     tokens = encode(text)
     body = context_tokens - (bos_token is not None)
     available = len(tokens) // body
     if available < 1:
-        raise UsageError(f"{name} has {len(tokens)} tokens, one window needs {body}; give a longer text or a smaller --context")
+        raise UsageError(
+            f"{name} has {len(tokens)} tokens, one window needs {body}; give a longer text or a smaller --context"
+        )
     n = min(n_windows, available)
     spread = split == "calibration"
     starts = [(i * available // n if spread else i) * body for i in range(n)]

@@ -6,14 +6,16 @@ Format: https://github.com/huggingface/safetensors#format (8-byte header length,
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeprune.errors import InputRejected
+from edgeprune.files import CHUNK_BYTES
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
@@ -46,13 +48,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for shard in _shards(folder):
         for name, entry in read_header(shard).items():
             if name in tensors:
-                raise InputRejected(f"{shard}: tensor {name!r} is also in {tensors[name].file.name}; the shards disagree")
+                raise InputRejected(
+                    f"{shard}: tensor {name!r} is also in {tensors[name].file.name}; the shards disagree"
+                )
             tensors[name] = entry
     index = folder / "model.safetensors.index.json"
     if index.exists():
         missing = sorted(set(_index(index)) - set(tensors))
         if missing:
-            raise InputRejected(f"{index}: lists {missing[0]!r} and {len(missing) - 1} more that no shard holds; download again")
+            raise InputRejected(
+                f"{index}: lists {missing[0]!r} and {len(missing) - 1} more that no shard holds; download again"
+            )
     return Checkpoint(folder, config, tensors)
 
 
@@ -95,10 +101,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     position = 8 + n
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
-            raise InputRejected(f"{path}: tensor {name!r} starts at {entry.start}, expected {position}: hole or overlap")
+            raise InputRejected(
+                f"{path}: tensor {name!r} starts at {entry.start}, expected {position}: hole or overlap"
+            )
         position = entry.end
     if position != size:
-        raise InputRejected(f"{path} should end at byte {position} and ends at {size}: truncated or padded; download again")
+        raise InputRejected(
+            f"{path} should end at byte {position} and ends at {size}: truncated or padded; download again"
+        )
     return entries
 
 
@@ -112,7 +122,9 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> np.ndarray:
     elif entry.dtype in _NUMPY:
         dtype = np.dtype(_NUMPY[entry.dtype])
     else:
-        raise InputRejected(f"{entry.file}: tensor {name!r} has type {entry.dtype}; edgeprune reads F64, F32, F16 and BF16")
+        raise InputRejected(
+            f"{entry.file}: tensor {name!r} has type {entry.dtype}; edgeprune reads F64, F32, F16 and BF16"
+        )
     if entry.end == entry.start:
         return np.zeros(entry.shape, dtype)
     data = np.memmap(entry.file, mode="r", offset=entry.start, shape=(entry.end - entry.start,), dtype=np.uint8)
@@ -125,20 +137,11 @@ def raw_bytes(entry: TensorEntry, start: int = 0, length: int | None = None) -> 
         return f.read(entry.end - entry.start - start if length is None else length)
 
 
-def copy_tensors(path: Path, entries: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str] | None = None) -> None:
+def copy_tensors(path: Path, entries: Iterable[tuple[str, TensorEntry]]) -> None:
     """Write a safetensors file from byte ranges of others: kept tensors stay bit-identical, memory stays flat."""
-    from edgeprune.files import CHUNK_BYTES
-
     items = list(entries)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    position = 0
-    for name, e in items:
-        header[name] = {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [position, position + e.end - e.start]}
-        position += e.end - e.start
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with open(path, "wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
+        out.write(_encode_header((name, e.dtype, e.shape, e.end - e.start) for name, e in items))
         for _, e in items:
             with open(e.file, "rb") as src:
                 src.seek(e.start)
@@ -149,6 +152,29 @@ def copy_tensors(path: Path, entries: Iterable[tuple[str, TensorEntry]], metadat
                         raise InputRejected(f"{e.file} ended while it was read; was it changed meanwhile?")
                     out.write(chunk)
                     left -= len(chunk)
+
+
+def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], produce: Callable[[str], np.ndarray]) -> None:
+    """Write a safetensors file of float32 tensors, one in memory at a time; `produce(name)` gives its values."""
+    with open(path, "wb") as out:
+        out.write(_encode_header((name, "F32", shape, 4 * math.prod(shape)) for name, shape in shapes.items()))
+        for name, shape in shapes.items():
+            values = np.ascontiguousarray(produce(name), dtype="<f4")
+            if values.shape != shape:
+                raise InputRejected(f"tensor {name!r} should be {list(shape)} and is {list(values.shape)}")
+            out.write(values.data)
+
+
+def _encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """Length and JSON header for (name, dtype, shape, bytes) laid out without holes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape, n_bytes in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + n_bytes]}
+        position += n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -194,7 +220,9 @@ def _entry(path: Path, name: str, value: dict[str, Any], base: int, size: int) -
     if end - start != n:
         raise InputRejected(f"{path}: tensor {name!r} of shape {list(shape)} needs {n} bytes and has {end - start}")
     if base + end > size:
-        raise InputRejected(f"{path} is truncated: tensor {name!r} ends at byte {base + end} of {size}; download it again")
+        raise InputRejected(
+            f"{path} is truncated: tensor {name!r} ends at byte {base + end} of {size}; download it again"
+        )
     return TensorEntry(path, dtype, shape, base + start, base + end)
 
 

@@ -11,9 +11,28 @@ from typing import Annotated, Any
 import typer
 
 from edgeprune import __version__, _show
+from edgeprune._options import (
+    Calibration,
+    Context,
+    Device,
+    Force,
+    Json,
+    MaxMem,
+    MaxSteps,
+    MaxTtft,
+    Metric,
+    MinTps,
+    Mode,
+    Prompt,
+    Quant,
+    Runtime,
+    Texts,
+    Window,
+    Windows,
+)
 from edgeprune._terminal import emit, guarded, note, progress, say
 from edgeprune.errors import UsageError
-from edgeprune.types import Budget, parse_bytes
+from edgeprune.types import Budget
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal, 2 usage, 3 budget infeasible, 4 input rejected, 5 made for other weights, "
@@ -30,32 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from None
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Device = Annotated[str, typer.Option("--device", "-d", help="A profile's name or alias, a .toml of your own, or 'host'.")]
-MaxMem = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Memory for weights, KV cache, buffers and runtime, e.g. 8GB or 8GiB.")]  # fmt: skip  # noqa: E501
-MinTps = Annotated[float | None, typer.Option(min=0.001, help="Least decode speed at batch 1, tokens per second.")]
-MaxTtft = Annotated[float | None, typer.Option(min=0.0001, help="Longest time to first token, seconds, for --prompt tokens.")]  # fmt: skip
-Prompt = Annotated[int, typer.Option(min=1, help="Prompt length --max-ttft is for, tokens.")]
-Context = Annotated[int, typer.Option(min=1, help="Context the KV cache is reserved for, tokens.")]
-Quant = Annotated[str, typer.Option(help="A quantisation (Q8_0, Q4_K_M, int8, …) or 'auto'.")]
-Runtime = Annotated[str, typer.Option(help="llamacpp, onnxruntime or 'auto'.")]
-Mode = Annotated[str | None, typer.Option(help="Power mode of the device, as `edgeprune devices NAME` lists them.")]
-Texts = Annotated[list[Path] | None, typer.Option("--text", help="Evaluation text, UTF-8; repeatable. Default: half of CPython's help topics.")]  # fmt: skip  # noqa: E501
-Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="Calibration text, UTF-8; repeatable. Default: the other half of CPython's help topics.")]  # fmt: skip  # noqa: E501
-Windows = Annotated[int, typer.Option(min=1, help="Windows of text to read.")]
-Window = Annotated[int, typer.Option("--window", min=8, help="Tokens per window.")]
-Metric = Annotated[str, typer.Option(help="How to rate blocks: block_influence or perplexity.")]
-MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]
 
 
 def verb(example: str):
@@ -136,7 +129,9 @@ def score(
 @verb("edgeprune plan --device jetson-orin --max-mem 8GB")
 def plan(
     device: Device,
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
+    ] = None,
     max_mem: MaxMem = None,
     min_tps: MinTps = None,
     max_ttft: MaxTtft = None,
@@ -199,7 +194,9 @@ def prune(
 def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A transformers folder, or any MODEL.")],
     format: Annotated[str, typer.Option(help="gguf or onnx.")],
-    quant: Annotated[str, typer.Option(help="gguf: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 …; onnx: fp32 fp16 int8 int4.")],
+    quant: Annotated[
+        str, typer.Option(help="gguf: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0 …; onnx: fp32 fp16 int8 int4.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .gguf file, or a folder for ONNX.")],
     verify: Annotated[bool, typer.Option(help="Load the result and compare its logits with torch.")] = True,
     force: Force = False,
@@ -227,7 +224,9 @@ def bench(
     n_depth: Annotated[int, typer.Option("--n-depth", min=0, help="Tokens already in the cache.")] = 0,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1)] = 5,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: physical cores.")] = None,
-    llama_bench: Annotated[Path | None, typer.Option(help="A llama-bench binary to run beside ours on GGUF files.")] = None,
+    llama_bench: Annotated[
+        Path | None, typer.Option(help="A llama-bench binary to run beside ours on GGUF files.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure batch-1 speed and memory as llama-bench does, each artifact in a fresh process."""
@@ -291,8 +290,12 @@ def report(
 @verb("edgeprune run --device host --max-mem 200MB -o demo")
 def run(
     device: Device,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for everything; the same call goes on where it stopped.")],
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder for everything; the same call goes on where it stopped.")
+    ],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
+    ] = None,
     max_mem: MaxMem = None,
     min_tps: MinTps = None,
     max_ttft: MaxTtft = None,
@@ -308,7 +311,10 @@ def run(
     windows: Windows = 8,
     window: Window = 512,
     max_steps: MaxSteps = None,
-    exports: Annotated[list[str] | None, typer.Option("--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4.")] = None,  # noqa: E501
+    exports: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4."),
+    ] = None,  # noqa: E501
     baseline: Annotated[bool, typer.Option(help="Also measure the whole model at the planned quantisation.")] = True,
     json: Json = False,
 ) -> None:
@@ -364,7 +370,9 @@ def _spec_and_scores(model: str | None, scores: Path | None) -> tuple[Any, Any]:
     known = folders.read_record(scores, Scores) if scores else None
     if model is None or model == models.BUILTIN:
         if model is None:
-            note(f"no MODEL named: planning the built-in {models.BUILTIN}. For yours: edgeprune plan MODEL --scores scores.json …")
+            note(
+                f"no MODEL named: planning the built-in {models.BUILTIN}. For yours: edgeprune plan MODEL --scores scores.json …"
+            )
         spec = ModelSpec.from_json(models.builtin_text("spec"))
         return spec, known or Scores.from_json(models.builtin_text("scores"))
     return models.inspect(models.resolve(model)), known

@@ -49,11 +49,14 @@ def evaluate(
             return runtime, session
 
         opened = {name: open_one(path) for name, path in subjects.items()}
-        reference = open_one(whole)[1] if whole else None
+        same = next((name for name, path in subjects.items() if whole and path == whole), None)
+        reference = opened[same][1] if same else open_one(whole)[1] if whole else None
         first = reference or next(iter(opened.values()))[1]
         for name, (_, session) in opened.items():
             if session.n_vocab != first.n_vocab:
-                raise InputRejected(f"{name} has {session.n_vocab} tokens, the whole model {first.n_vocab}; not the same model")
+                raise InputRejected(
+                    f"{name} has {session.n_vocab} tokens, the whole model {first.n_vocab}; not the same model"
+                )
         text = windows(
             first.tokenize, files, split="evaluation", n_windows=n_windows, context_tokens=context_tokens,
             bos_token=first.bos_token, avoid_sha256=avoid_sha256,
@@ -63,12 +66,13 @@ def evaluate(
         done = 0
         for window in text.windows:
             tokens = torch.tensor(window)
-            logp = None
+            whole_logits = logp = None
             if reference is not None:
-                logp = torch.from_numpy(reference.logits(window)).log_softmax(-1)
+                whole_logits = torch.from_numpy(reference.logits(window))
+                logp = whole_logits.log_softmax(-1)
                 done += 1
             for name, (_, session) in opened.items():
-                logits = torch.from_numpy(session.logits(window))
+                logits = whole_logits if name == same else torch.from_numpy(session.logits(window))
                 if not torch.isfinite(logits).all():
                     raise InputRejected(f"{name} gives logits that are not finite on {text.text.name}; export it again")
                 if logp is None:

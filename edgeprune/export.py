@@ -31,7 +31,9 @@ def exporter(fmt: str):
     import exporters
 
     if getattr(exporters, "MARKER", None) != "edgeprune":
-        raise UsageError(f"another package named 'exporters' is in the way at {exporters.__file__}; uninstall it or use a clean venv")
+        raise UsageError(
+            f"another package named 'exporters' is in the way at {exporters.__file__}; uninstall it or use a clean venv"
+        )
     return catalog.load("exporters", fmt)
 
 

@@ -20,7 +20,7 @@ def as_folder(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
-    from edgeprune.torch_model import materialise
+    from edgeprune.materialise import materialise
 
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as temporary:
         folder = Path(temporary) / path.stem

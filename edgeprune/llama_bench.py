@@ -31,7 +31,10 @@ def rows(m: Measurement) -> list[dict[str, Any]]:
         "memory_bytes": m.memory_bytes,
     }
     out = []
-    for n_prompt, n_gen, samples in ((m.workload.n_prompt, 0, m.prefill_samples_ns), (0, m.workload.n_gen, m.decode_samples_ns)):
+    for n_prompt, n_gen, samples in (
+        (m.workload.n_prompt, 0, m.prefill_samples_ns),
+        (0, m.workload.n_gen, m.decode_samples_ns),
+    ):
         if samples:
             out.append(shared | {"n_prompt": n_prompt, "n_gen": n_gen} | _statistics(samples, n_prompt + n_gen))
     return out

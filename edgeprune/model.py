@@ -78,7 +78,12 @@ def _inspect_folder(ck: Checkpoint, name: str) -> ModelSpec:
     if tied:
         parts.globals.pop("output.weight", None)
     samples = (
-        (tensor, e.dtype, e.shape, raw_bytes(e, max(0, (e.end - e.start - PROBE_BYTES) // 2), min(PROBE_BYTES, e.end - e.start)))
+        (
+            tensor,
+            e.dtype,
+            e.shape,
+            raw_bytes(e, max(0, (e.end - e.start - PROBE_BYTES) // 2), min(PROBE_BYTES, e.end - e.start)),
+        )
         for tensor, e in sorted(ck.tensors.items())
     )
     return parts.spec(
@@ -109,7 +114,9 @@ def _inspect_gguf(path: Path, name: str | None) -> ModelSpec:
         raise InputRejected(f"{path}: architecture {arch!r} is not one edgeprune knows ({', '.join(known)})")
     family, where = matches[0], str(path)
     values = {k.removeprefix(f"{arch}."): v for k, v in m.items() if k.startswith(f"{arch}.")}
-    n_blocks, hidden, n_heads = (_int(values, k, where) for k in ("block_count", "embedding_length", "attention.head_count"))
+    n_blocks, hidden, n_heads = (
+        _int(values, k, where) for k in ("block_count", "embedding_length", "attention.head_count")
+    )
     parts = _Parts(family, n_blocks, where)
     for tensor, t in h.tensors.items():
         if tensor == "rope_freqs.weight":
@@ -161,7 +168,9 @@ class _Parts:
         self.weight_bytes += n_bytes
 
     def spec(self, *, windows: list[int | None], **fields: Any) -> ModelSpec:
-        d, ff, heads, kv, hd = (fields[k] for k in ("hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim"))
+        d, ff, heads, kv, hd = (
+            fields[k] for k in ("hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim")
+        )
         want = {
             "attn_norm.weight": (d,),
             "attn_q.weight": (heads * hd, d),
@@ -206,7 +215,9 @@ class _Parts:
     def _half(self, tensors: dict[str, tuple[int, ...]], roles: set[str]) -> SubLayerSpec:
         unknown = [r for r in tensors if r.rsplit(".", 1)[0] not in self.attn_roles | self.ffn_roles]
         if unknown:
-            raise InputRejected(f"{self.where}: tensor {unknown[0]!r} is not part of a {families.key(self.family)} block")
+            raise InputRejected(
+                f"{self.where}: tensor {unknown[0]!r} is not part of a {families.key(self.family)} block"
+            )
         return SubLayerSpec(tensors={r: s for r, s in sorted(tensors.items()) if r.rsplit(".", 1)[0] in roles})
 
 

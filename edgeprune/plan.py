@@ -14,25 +14,22 @@ from edgeprune._limits import Candidate, Limits, explain_infeasible
 from edgeprune._quant_kl import QUANT_KL_PRIOR, quant_kl
 from edgeprune._rates import backends
 from edgeprune._sizes import Shapes
+from edgeprune.blocks import describe_removed, is_portable, kept_sublayers, whole
 from edgeprune.cost import Predictor, best_backend, quants
 from edgeprune.errors import UsageError, WrongWeights
-from edgeprune.types import (
-    Alternative,
-    Blocks,
-    Budget,
-    DeviceProfile,
-    ModelSpec,
-    Plan,
-    Prediction,
-    Scores,
-    describe_removed,
-    is_portable,
-    kept_sublayers,
-    show_bytes,
-    whole,
-)
+from edgeprune.types import Alternative, Blocks, Budget, DeviceProfile, ModelSpec, Plan, Prediction, Scores
+from edgeprune.units import show_bytes
 
-__all__ = ["LADDER", "QUANT_KL_PRIOR", "RUNTIMES", "Need", "check_scores", "make_plan", "quant_kl", "removal_steps_needed"]
+__all__ = [
+    "LADDER",
+    "QUANT_KL_PRIOR",
+    "RUNTIMES",
+    "Need",
+    "check_scores",
+    "make_plan",
+    "quant_kl",
+    "removal_steps_needed",
+]
 
 RUNTIMES = ("llamacpp", "onnxruntime")  # those with an exporter, in order of preference
 # What "auto" tries. 16- and 32-bit types are left out: twice the bytes, so half the speed, for a KL near 0.01.
@@ -52,7 +49,9 @@ class Need(NamedTuple):
     prediction: Prediction  # of what is left, or of the whole model when nothing is enough
 
 
-def make_plan(spec: ModelSpec, scores: Scores | None, device: DeviceProfile, budget: Budget, mode: str | None = None) -> Plan:
+def make_plan(
+    spec: ModelSpec, scores: Scores | None, device: DeviceProfile, budget: Budget, mode: str | None = None
+) -> Plan:
     """The least damaging plan within the budget.
 
     Without scores only the whole model can be planned. Raises UsageError for what can't be asked of this model or
@@ -64,7 +63,9 @@ def make_plan(spec: ModelSpec, scores: Scores | None, device: DeviceProfile, bud
     limits = Limits.of(budget, device)
     steps = _steps(spec, scores)
     candidates = [
-        Candidate(runtime, backend, quant, k, blocks, predictor(blocks, quant, budget.context_tokens, budget.prompt_tokens))
+        Candidate(
+            runtime, backend, quant, k, blocks, predictor(blocks, quant, budget.context_tokens, budget.prompt_tokens)
+        )
         for runtime, backend, quant, predictor in _routes(spec, device, budget, mode)
         for k, blocks in steps
     ]
@@ -96,7 +97,9 @@ def removal_steps_needed(spec: ModelSpec, device: DeviceProfile, budget: Budget,
     for runtime, backend, quant, predictor in _routes(spec, device, budget, mode):
         need, shown = None, None
         for n in range(spec.n_blocks):
-            prediction = predictor(typical_removal(spec.n_blocks, n), quant, budget.context_tokens, budget.prompt_tokens)
+            prediction = predictor(
+                typical_removal(spec.n_blocks, n), quant, budget.context_tokens, budget.prompt_tokens
+            )
             shown = shown or prediction
             if limits.met(prediction):
                 need, shown = n, prediction
@@ -127,7 +130,9 @@ def _routes(
 ) -> list[tuple[str, str, str, Predictor]]:
     """(runtime, backend, quant, predictor) for all that the budget allows on this device."""
     shapes = Shapes(spec)
-    runtimes = [r for r in RUNTIMES if backends(device, r)] if budget.runtime == "auto" else [_runtime(device, budget.runtime)]
+    runtimes = (
+        [r for r in RUNTIMES if backends(device, r)] if budget.runtime == "auto" else [_runtime(device, budget.runtime)]
+    )
     found = []
     for runtime in runtimes:
         backend = best_backend(device, runtime)
@@ -141,7 +146,9 @@ def _routes(
     if not found:
         known = "; ".join(f"{r}: {', '.join(quants(r))}" for r in runtimes)
         if not runtimes:
-            raise UsageError(f"{device.id} lists neither {' nor '.join(RUNTIMES)}; it lists {', '.join(device.runtimes)}")
+            raise UsageError(
+                f"{device.id} lists neither {' nor '.join(RUNTIMES)}; it lists {', '.join(device.runtimes)}"
+            )
         raise UsageError(f"no quantisation called {budget.quant!r} for {device.id}. Known: {known}")
     return found
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import __version__, families
+from edgeprune.blocks import check_blocks, is_portable
 from edgeprune.checkpoint import Checkpoint, TensorEntry, copy_tensors, open_checkpoint
 from edgeprune.errors import InputRejected, WrongWeights
 from edgeprune.files import need_space, staging, write_sums
 from edgeprune.torch_model import pruned_config, source_name
-from edgeprune.types import Blocks, ModelSpec, Plan, check_blocks, is_portable
+from edgeprune.types import Blocks, ModelSpec, Plan
 
 SHARD_BYTES = 5 * 10**9  # transformers' default
 # Copied byte for byte where present. Weights, config and card are written anew.
@@ -27,7 +28,9 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 def check_plan(plan: Plan, spec: ModelSpec) -> None:
     """Raises WrongWeights when the plan was made for another model, InputRejected when its block list is unusable."""
     if plan.n_blocks_whole != spec.n_blocks:
-        raise WrongWeights(f"the plan is for {plan.model} with {plan.n_blocks_whole} blocks, {spec.name} has {spec.n_blocks}; plan again")
+        raise WrongWeights(
+            f"the plan is for {plan.model} with {plan.n_blocks_whole} blocks, {spec.name} has {spec.n_blocks}; plan again"
+        )
     if plan.fingerprint != spec.fingerprint:
         raise WrongWeights(
             f"the plan is for {plan.model} ({plan.fingerprint[:12]}), {spec.name} has other weights ({spec.fingerprint[:12]}); "
@@ -38,7 +41,9 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
     except ValueError as e:
         raise InputRejected(f"the plan's block list is unusable: {e}; plan again") from None
     if not is_portable(plan.blocks):
-        raise InputRejected("the plan leaves a block without attention or feed-forward; only portable plans can be pruned to a folder")
+        raise InputRejected(
+            "the plan leaves a block without attention or feed-forward; only portable plans can be pruned to a folder"
+        )
 
 
 def prune(
@@ -61,7 +66,9 @@ def prune(
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _carry(ck.folder, partial)
         (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-        (partial / "edgeprune.json").write_text(json.dumps(provenance(plan, base_model), indent=1) + "\n", encoding="utf-8")
+        (partial / "edgeprune.json").write_text(
+            json.dumps(provenance(plan, base_model), indent=1) + "\n", encoding="utf-8"
+        )
         (partial / "README.md").write_text(model_card(ck.folder, spec, plan, base_model, command), encoding="utf-8")
         open_checkpoint(partial)
         write_sums(partial)
@@ -113,17 +120,24 @@ def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, comma
     lines = ["---", f"base_model: {json.dumps(base_model)}", *_inherited(folder), "library_name: transformers"]
     lines += ["pipeline_tag: text-generation", "tags:", "- edgeprune", "- pruned", "- depth-pruning", "---", ""]
     lines += [f"# {spec.name}, {len(plan.blocks)} of {plan.n_blocks_whole} blocks", ""]
-    lines += [f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.", ""]
+    lines += [
+        f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.",
+        "",
+    ]
     lines += ["| | whole | pruned |", "|---|---|---|"]
     lines += [f"| blocks | {plan.n_blocks_whole} | {len(plan.blocks)} |"]
     lines += [f"| parameters | {spec.params / 1e6:.1f} M | {(spec.params - before + kept) / 1e6:.1f} M |"]
     if plan.damage_perplexity is not None and plan.whole_perplexity is not None:
-        lines += [f"| perplexity on the calibration text | {plan.whole_perplexity:.2f} | {plan.damage_perplexity:.2f} |"]
+        lines += [
+            f"| perplexity on the calibration text | {plan.whole_perplexity:.2f} | {plan.damage_perplexity:.2f} |"
+        ]
     if plan.damage_kl is not None:
         lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
     lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
     lines += ["```", command, "```", ""]
-    lines += ["`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"]
+    lines += [
+        "`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"
+    ]
     lines += ["evaluate on your own task before use.", ""]
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """Run: the whole job in one folder. The only place that chains verbs; a step already done and verified is skipped.
 
-    DIR/  model.json scores.json device.json plan.json          what was decided
-          base/ pruned/ gguf/ onnx/ whole/                      what was made
-          artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json}
-          journal.json                                          what each step read and wrote, by SHA-256
+DIR/  model.json scores.json device.json plan.json          what was decided
+      base/ pruned/ gguf/ onnx/ whole/                      what was made
+      artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json}
+      journal.json                                          what each step read and wrote, by SHA-256
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import __version__, bench, cost, model, plan, prune
+from edgeprune.blocks import whole
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
-from edgeprune.types import Artifact, Budget, DeviceProfile, Measurement, ModelSpec, Plan, Prediction, Quality, Record
-from edgeprune.types import Scores, Workload, whole
+from edgeprune.types import (
+    Artifact,
+    Budget,
+    DeviceProfile,
+    Measurement,
+    ModelSpec,
+    Plan,
+    Prediction,
+    Quality,
+    Record,
+    Scores,
+    Workload,
+)
 
 Progress = Callable[[str, int, int], None]
 RUNTIME_OF = {"gguf": "llamacpp", "onnx": "onnxruntime"}
@@ -102,7 +114,9 @@ def run(
     load = workload(options.workload, budget)
     _write_list(out / "measurements.json", _measure_all(artifacts, out, load, journal, progress))
     _evaluate(base, spec, made, artifacts, scores, out, options, journal, progress)
-    write_text(out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True)
+    write_text(
+        out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True
+    )
     return made
 
 
@@ -119,7 +133,7 @@ def _base(source: Path, spec: ModelSpec, out: Path, journal: Journal) -> Path:
     """The whole model as a transformers folder."""
     if source.is_dir():
         return source
-    from edgeprune.torch_model import materialise
+    from edgeprune.materialise import materialise
 
     base = out / "base"
     journal.step("read the GGUF into torch", spec.fingerprint, [base], lambda: materialise(source, base, force=True))
@@ -154,7 +168,9 @@ def _export_all(
     jobs = [(out / "pruned", name, "") for name in wanted]
     if options.baseline and made.removed:
         other = "onnx" if made.runtime == "llamacpp" else "gguf"
-        twin = next((f"{other}:{b if other == 'onnx' else a}" for a, b in COUNTERPART.items() if made.quant in (a, b)), planned)
+        twin = next(
+            (f"{other}:{b if other == 'onnx' else a}" for a, b in COUNTERPART.items() if made.quant in (a, b)), planned
+        )
         jobs += [(base, name, "whole/") for name in dict.fromkeys([planned, twin]) if name in wanted]
     artifacts = []
     for folder, name, prefix in jobs:
@@ -162,9 +178,16 @@ def _export_all(
         path = f"{prefix}{fmt}/{artifact_name(spec.name, folder != base and bool(made.removed), fmt, quant)}"
         record = out / f"{prefix}{fmt}" / f"{quant}.artifact.json"
 
-        def work(folder: Path = folder, fmt: str = fmt, quant: str = quant, path: str = path, record: Path = record) -> None:
+        def work(
+            folder: Path = folder, fmt: str = fmt, quant: str = quant, path: str = path, record: Path = record
+        ) -> None:
             made_of = export(
-                folder, fmt, quant, out / path, force=True, progress=lambda what, f: progress(f"{path}: {what}", round(f * 100), 100)
+                folder,
+                fmt,
+                quant,
+                out / path,
+                force=True,
+                progress=lambda what, f: progress(f"{path}: {what}", round(f * 100), 100),
             )
             _write(record, made_of.model_copy(update={"path": path}))
 
@@ -223,7 +246,13 @@ def _evaluate(
 
 
 def _write_predictions(
-    spec: ModelSpec, made: Plan, device: DeviceProfile, budget: Budget, artifacts: list[Artifact], out: Path, mode: str | None
+    spec: ModelSpec,
+    made: Plan,
+    device: DeviceProfile,
+    budget: Budget,
+    artifacts: list[Artifact],
+    out: Path,
+    mode: str | None,
 ) -> None:
     found: dict[str, Prediction] = {}
     for a in artifacts:
@@ -245,7 +274,9 @@ def environment() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     out = {"edgeprune": __version__, "python": platform.python_version()}
-    packages = "torch transformers accelerate gguf llama-cpp-python onnx onnxruntime onnxruntime-genai numpy safetensors"
+    packages = (
+        "torch transformers accelerate gguf llama-cpp-python onnx onnxruntime onnxruntime-genai numpy safetensors"
+    )
     for name in packages.split():
         try:
             out[name] = version(name)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import __version__, catalog
+from edgeprune.blocks import whole, without_block
 from edgeprune.calibration import Windows, windows
 from edgeprune.divergence import compare, nll
 from edgeprune.errors import InputRejected
 from edgeprune.metrics._capture import capture, head, run_layers
 from edgeprune.torch_model import load, tokenizer, view
-from edgeprune.types import Block, Blocks, ModelSpec, PathStep, Scores, whole, without_block
+from edgeprune.types import Block, Blocks, ModelSpec, PathStep, Scores
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -31,7 +32,9 @@ def score(
     damage = module.rate(model, text.windows, lambda done, total: progress(f"rating blocks by {metric}", done, total))
     bad = [i for i, d in enumerate(damage) if not math.isfinite(d)]
     if bad:
-        raise InputRejected(f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow")
+        raise InputRejected(
+            f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
+        )
     lists = one_shot_path(damage, max_steps)
     return Scores(
         model=spec.name,

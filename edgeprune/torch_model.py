@@ -1,4 +1,4 @@
-"""Models in torch: load a folder, turn a .gguf into a folder, view a model with fewer blocks without copying it."""
+"""Models in torch: load a folder, view a model with fewer blocks without copying it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import families
-from edgeprune.checkpoint import open_checkpoint, read_config
+from edgeprune.checkpoint import open_checkpoint
 from edgeprune.errors import InputRejected, OutOfResources
-from edgeprune.files import staging, write_sums
 from edgeprune.types import Blocks
 
 
@@ -22,7 +21,7 @@ def device() -> str:
 
 def load(folder: Path, on: str | None = None) -> Any:
     """The causal LM of a transformers folder, in eval mode: float32 on a CPU, its stored type on CUDA."""
-    _quiet()
+    quiet()
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +41,7 @@ def load(folder: Path, on: str | None = None) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
-    _quiet()
+    quiet()
     from transformers import AutoTokenizer
 
     try:
@@ -65,7 +64,9 @@ def pruned_config(config: dict[str, Any], blocks: Blocks) -> dict[str, Any]:
             if value is not None:
                 out[name] = [value[i] for i in keep]
         elif isinstance(value, list) and len(value) == n and n > 1 and name not in ("architectures", "eos_token_id"):
-            raise InputRejected(f"config.json has {name}, {n} entries for {n} layers, which edgeprune does not know; refusing")
+            raise InputRejected(
+                f"config.json has {name}, {n} entries for {n} layers, which edgeprune does not know; refusing"
+            )
     if "layer_types" in family.PER_LAYER_CONFIG and config.get("use_sliding_window"):
         # Older configs say it by a formula over the layer number, which a cut would break.
         kinds = [family.sliding_window(config, i) for i in keep]
@@ -101,58 +102,7 @@ def source_name(family: Any, name: str, blocks: Blocks) -> str:
     return family.LAYER.format(i=layer) + m[2]
 
 
-def materialise(gguf: Path, out: Path, force: bool = False) -> None:
-    """A .gguf as a float32 transformers folder: dequantised weights (exact), tokenizer, chat template.
-
-    Reads through transformers' own GGUF support. Raises InputRejected when the tokenizer it rebuilds gives other
-    token ids than llama.cpp's.
-    """
-    _quiet()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    gguf = Path(gguf)
-    with staging(out, force) as partial:
-        partial.mkdir()
-        tok = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _restore_pre_tokenizer(tok, gguf)
-        _check_tokens(tok, gguf)
-        tok.save_pretrained(partial)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(partial)
-        read_config(partial)
-        write_sums(partial)
-
-
-def _restore_pre_tokenizer(tok: Any, gguf: Path) -> None:
-    """transformers drops the pre-tokenizer a GGUF names; SmolLM's splits every digit off first."""
-    from tokenizers import pre_tokenizers
-
-    from edgeprune.gguf_file import read_header
-
-    if read_header(gguf).metadata.get("tokenizer.ggml.pre") == "smollm":
-        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-
-
-PROBE_TEXT = "Hello, world! It's 12:34 on 2024-05-06;\n\n\tx = 3.14159  # naïve café, 日本語 и русский \r\n  don't STOP"
-
-
-def _check_tokens(tok: Any, gguf: Path) -> None:
-    from edgeprune.catalog import load as load_module
-
-    session = load_module("edgeprune.runtimes", "llamacpp").open_session(gguf, n_ctx=256, n_threads=1)
-    try:
-        theirs = session.tokenize(PROBE_TEXT)
-    finally:
-        session.close()
-    if tok.encode(PROBE_TEXT, add_special_tokens=False) != theirs:
-        raise InputRejected(f"{gguf}: transformers can't rebuild its tokenizer exactly; use the model's transformers folder")
-
-
-def _quiet() -> None:
+def quiet() -> None:
     """No bars or advice of libraries between ours. Called before they are imported."""
     import os
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self  # in typing from Python 3.11; pydantic brings this one
 
 SCHEMA_VERSION = 1
 
@@ -49,63 +49,6 @@ class Block(Record):
 
 
 Blocks = tuple[Block, ...]
-
-
-def whole(n_blocks: int) -> Blocks:
-    return tuple(Block(attn=i, ffn=i) for i in range(n_blocks))
-
-
-def is_portable(blocks: Blocks) -> bool:
-    """No missing halves: the same architecture, loads everywhere."""
-    return all(b.attn is not None and b.ffn is not None for b in blocks)
-
-
-def kept_sublayers(blocks: Blocks) -> list[tuple[str, int]]:
-    """[("A", 0), ("F", 0), …] in the order they run."""
-    return [(kind, i) for b in blocks for kind, i in (("A", b.attn), ("F", b.ffn)) if i is not None]
-
-
-def removed_sublayers(blocks: Blocks, n_blocks: int) -> list[tuple[str, int]]:
-    kept = set(kept_sublayers(blocks))
-    return [(kind, i) for i in range(n_blocks) for kind in "AF" if (kind, i) not in kept]
-
-
-def without_block(blocks: Blocks, index: int) -> Blocks:
-    """Drop the whole layer whose attention is `index`'th of the *whole* model (an aligned cut)."""
-    return tuple(b for b in blocks if b.attn != index)
-
-
-def check_blocks(blocks: Blocks, n_blocks: int) -> None:
-    """Raises ValueError unless the list is non-empty, in range, ascending and without repeats."""
-    order = [2 * i + (kind == "F") for kind, i in kept_sublayers(blocks)]
-    if not order:
-        raise ValueError("the block list is empty")
-    if any(b.attn is None and b.ffn is None for b in blocks):
-        raise ValueError("a block has neither attention nor feed-forward")
-    if min(order) < 0 or max(order) >= 2 * n_blocks:
-        raise ValueError(f"a block names a layer outside 0…{n_blocks - 1}")
-    if any(b <= a for a, b in zip(order, order[1:])):
-        raise ValueError("sub-layers repeat or run out of order")
-
-
-def describe_removed(blocks: Blocks, n_blocks: int) -> str:
-    """Human text such as "layers 11-13; F4 A5" ("" when nothing is removed)."""
-    gone = set(removed_sublayers(blocks, n_blocks))
-    layers = [i for i in range(n_blocks) if ("A", i) in gone and ("F", i) in gone]
-    halves = [f"{k}{i}" for i in range(n_blocks) for k in "AF" if (k, i) in gone and i not in layers]
-    runs: list[list[int]] = []
-    for i in layers:
-        if runs and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    parts = []
-    if layers:
-        text = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-        parts.append(f"layer{'s' if len(layers) > 1 else ''} {text}")
-    if halves:
-        parts.append(" ".join(halves))
-    return "; ".join(parts)
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -438,31 +381,3 @@ class Report(Record):
     environment: dict[str, str]
     command: str
     created: str
-
-
-# --- sizes --------------------------------------------------------------------------------------
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """ "8GB" is 8·10⁹, "8GiB" is 8·2³⁰. Raises ValueError for a size without a unit."""
-    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    if not m:
-        raise ValueError(f"{text!r} is not a size; write for example 8GB or 8GiB")
-    number, unit = m.groups()
-    if not unit:
-        raise ValueError(f"{text!r} has no unit; write {number}GB (10⁹ bytes) or {number}GiB (2³⁰ bytes)")
-    if unit.upper() not in _UNITS:
-        raise ValueError(f"{text!r}: unknown unit {unit!r}; use B, KB, MB, GB, TB or KiB, MiB, GiB, TiB")
-    return round(float(number) * _UNITS[unit.upper()])
-
-
-def show_bytes(n: int | float | None) -> str:
-    """Both conventions, as llama.cpp prints MiB and vendors print GB: "8 GB (7.45 GiB)"."""
-    if n is None:
-        return "not measured"
-    decimal = next((f"{n / s:.3g} {u}" for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if abs(n) >= s), f"{n:.0f} B")
-    binary = next((f"{n / s:.3g} {u}" for u, s in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if abs(n) >= s), "")
-    return f"{decimal} ({binary})" if binary else decimal

@@ -85,7 +85,9 @@ def _open(folder: Path, quant: str) -> tuple[Checkpoint, Any]:
     if config.hidden_act != "silu":
         raise InputRejected(f"{folder}: activation {config.hidden_act!r} can't be written to ONNX; only silu is known")
     if _head_dim(config) % 16:  # GroupQueryAttention refuses other head sizes, but only when it runs
-        raise InputRejected(f"{folder}: heads of {_head_dim(config)} do not suit onnxruntime (multiples of 16 do); use GGUF")
+        raise InputRejected(
+            f"{folder}: heads of {_head_dim(config)} do not suit onnxruntime (multiples of 16 do); use GGUF"
+        )
     sizes = {config.hidden_size, config.intermediate_size, config.num_attention_heads * _head_dim(config)}
     if _BITS[quant] and any(s % BLOCK for s in sizes):
         raise InputRejected(f"{folder}: {quant} needs widths divisible by {BLOCK}, found {sorted(sizes)}; use fp32")
@@ -200,9 +202,7 @@ def _attention(graph: GraphWriter, ck: Checkpoint, config: Any, i: int, x: str, 
     return f"{at}/attn"
 
 
-def _linear(
-    graph: GraphWriter, ck: Checkpoint, here: str, names: list[str], x: str, out: str, bits: int | None
-) -> str:
+def _linear(graph: GraphWriter, ck: Checkpoint, here: str, names: list[str], x: str, out: str, bits: int | None) -> str:
     """x @ Wᵀ (+ b), several projections stacked into one."""
     weights = [read_tensor(ck, f"{here}{n}.weight") for n in names]
     biased = [f"{here}{n}.bias" in ck.tensors for n in names]

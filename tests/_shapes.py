@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edgeprune.types import BlockSpec, ModelSpec, PathStep, Scores, SubLayerSpec, Text, whole
+from edgeprune.blocks import whole
+from edgeprune.types import BlockSpec, ModelSpec, PathStep, Scores, SubLayerSpec, Text
 
 
 def make_spec(
@@ -27,7 +28,10 @@ def make_spec(
         attn |= {"attn_q.bias": (q,), "attn_k.bias": (k,), "attn_v.bias": (k,)}
     ffn = {"ffn_norm.weight": (d,), "ffn_gate.weight": (ff, d), "ffn_up.weight": (ff, d), "ffn_down.weight": (d, ff)}
     block = BlockSpec(
-        attn=SubLayerSpec(tensors=attn), ffn=SubLayerSpec(tensors=ffn), sliding_window_tokens=window, kv_elements_per_token=2 * k
+        attn=SubLayerSpec(tensors=attn),
+        ffn=SubLayerSpec(tensors=ffn),
+        sliding_window_tokens=window,
+        kv_elements_per_token=2 * k,
     )
     whole_model = {"token_embd.weight": (vocab, d), "output_norm.weight": (d,)}
     if not tied:

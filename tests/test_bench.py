@@ -94,7 +94,10 @@ def test_agrees_with_a_real_llama_bench(smollm2_gguf):
     theirs: dict[str, list[float]] = {"pp": [], "tg": []}
     for _ in range(3):
         m = bench.measure(smollm2_gguf, load, progress=quiet)
-        for rows, into in ((llama_bench.rows(m), ours), (llama_bench.run(Path(os.environ["LLAMA_BENCH"]), smollm2_gguf, load, m), theirs)):
+        for rows, into in (
+            (llama_bench.rows(m), ours),
+            (llama_bench.run(Path(os.environ["LLAMA_BENCH"]), smollm2_gguf, load, m), theirs),
+        ):
             for row in rows:
                 into["pp" if row["n_prompt"] else "tg"] += row["samples_ts"]
     for kind in ("pp", "tg"):

@@ -15,9 +15,10 @@ from edgeprune import devices
 from edgeprune._gguf_mix import DEFAULT, global_type, tensor_type, type_bytes
 from edgeprune._rates import find
 from edgeprune._sizes import GGUF_QUANTS, ONNX_QUANTS, Shapes
+from edgeprune.blocks import whole
 from edgeprune.cost import Predictor, compute_bytes, decode_seconds, kv_bytes, predict
 from edgeprune.errors import UsageError
-from edgeprune.types import Block, whole
+from edgeprune.types import Block
 
 # enum llama_ftype
 FILE_TYPE = dict(F32=0, F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q2_K=10, Q3_K_M=12, Q4_K_S=14, Q4_K_M=15, Q5_K_S=16)
@@ -75,11 +76,15 @@ def write_gguf(path: Path, spec) -> None:
 
 SYNTHETIC = {
     "tied, rows of 256": dict(n_blocks=17, d=256, ff=512, heads=4, kv=2, head_dim=64, vocab=64, context=512),
-    "untied, 4 heads per key head": dict(n_blocks=9, d=256, ff=256, heads=4, kv=1, head_dim=64, vocab=64, tied=False, context=512),
+    "untied, 4 heads per key head": dict(
+        n_blocks=9, d=256, ff=256, heads=4, kv=1, head_dim=64, vocab=64, tied=False, context=512
+    ),
     "rows not of 256": dict(n_blocks=9, d=96, ff=160, heads=3, kv=3, head_dim=32, vocab=64, tied=False, context=512),
     "tied, rows not of 32": dict(n_blocks=2, d=80, ff=112, heads=5, kv=5, head_dim=16, vocab=64, context=512),
 }
-CHOSEN = re.compile(r"\] +(\S+) +- \[.*size = [^(\n]*\((\w+)\)")  # "[ 1/ 20] blk.0.… - [256, …], type = f32, size = a -> b (q4_K)"
+CHOSEN = re.compile(
+    r"\] +(\S+) +- \[.*size = [^(\n]*\((\w+)\)"
+)  # "[ 1/ 20] blk.0.… - [256, …], type = f32, size = a -> b (q4_K)"
 
 
 @pytest.mark.parametrize("case", SYNTHETIC)
@@ -270,7 +275,12 @@ def test_power_modes():
     unmeasured = at("50W")
     assert "50W" in unmeasured.basis
     assert unmeasured.decode_low_tok_per_s < at("30W").decode_tok_per_s < unmeasured.decode_high_tok_per_s
-    assert predict(spec, whole(32), devices.load("jetson-orin"), "llamacpp", "cuda", "Q4_0", 512, 512, "7W").decode_tok_per_s is None
+    assert (
+        predict(
+            spec, whole(32), devices.load("jetson-orin"), "llamacpp", "cuda", "Q4_0", 512, 512, "7W"
+        ).decode_tok_per_s
+        is None
+    )
     with pytest.raises(UsageError, match="known: MAXN"):
         at("900W")
 
@@ -279,7 +289,13 @@ def test_repacked_copies_count_on_cpu_only():
     """Llama-2-7B Q4_0 on AVX2 is kept twice but for the embedding and the output head (Q6_K, not repacked there)."""
     spec, device = llama2_7b(), devices.load("amd-aimax395")
     cpu, gpu = (predict(spec, whole(32), device, "llamacpp", b, "Q4_0", 512, 512) for b in ("cpu", "vulkan"))
-    matrices = sum(18 / 32 * np.prod(s) for b in spec.blocks for sub in (b.attn, b.ffn) for s in sub.tensors.values() if len(s) == 2)
+    matrices = sum(
+        18 / 32 * np.prod(s)
+        for b in spec.blocks
+        for sub in (b.attn, b.ffn)
+        for s in sub.tensors.values()
+        if len(s) == 2
+    )
     assert cpu.weights_bytes - gpu.weights_bytes == matrices
 
 

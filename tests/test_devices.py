@@ -112,7 +112,9 @@ def test_memory_sizes():
     assert "m2-max-96gb" in small.siblings and "m2-max" in big.siblings
 
 
-@pytest.mark.parametrize(("typed", "guess"), [("jetson-orn", "jetson-orin"), ("rpi6", "rpi5"), ("iphone-15", "iphone-15-pro")])
+@pytest.mark.parametrize(
+    ("typed", "guess"), [("jetson-orn", "jetson-orin"), ("rpi6", "rpi5"), ("iphone-15", "iphone-15-pro")]
+)
 def test_unknown_device_is_guessed(typed, guess):
     with pytest.raises(UsageError, match=f"Did you mean '{guess}"):
         devices.load(typed)

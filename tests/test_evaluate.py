@@ -9,9 +9,10 @@ from test_prune import SEAM, cut
 
 from edgeprune import evaluate as evaluating
 from edgeprune import export, model, torch_model
+from edgeprune.blocks import whole
 from edgeprune.catalog import load
 from edgeprune.errors import InputRejected
-from edgeprune.types import Block, whole
+from edgeprune.types import Block
 
 
 def quiet(*_args):
@@ -30,7 +31,9 @@ def test_perplexity_and_kl_are_torchs(tiny_folder, text, tmp_path):
 
     folder = tiny_folder("qwen3")
     pruned = cut(folder, SEAM, tmp_path / "pruned")
-    (q,) = evaluating.evaluate({"pruned": pruned}, whole=folder, files=[text], n_windows=3, context_tokens=64, progress=quiet)
+    (q,) = evaluating.evaluate(
+        {"pruned": pruned}, whole=folder, files=[text], n_windows=3, context_tokens=64, progress=quiet
+    )
     tok = torch_model.tokenizer(folder)
     ids = tok.encode(text.read_text(), add_special_tokens=False)
     a, b = torch_model.load(folder), torch_model.load(pruned)
@@ -49,14 +52,20 @@ def test_perplexity_and_kl_are_torchs(tiny_folder, text, tmp_path):
 
 def test_the_whole_model_has_no_damage(tiny_folder, text):
     folder = tiny_folder("llama")
-    (q,) = evaluating.evaluate({"it": folder}, whole=folder, files=[text], n_windows=2, context_tokens=32, progress=quiet)
+    (q,) = evaluating.evaluate(
+        {"it": folder}, whole=folder, files=[text], n_windows=2, context_tokens=32, progress=quiet
+    )
     assert q.kl == 0 and q.top1_agreement == 1 and q.perplexity == q.perplexity_whole
 
 
 def test_models_of_different_vocabularies_are_refused(tiny_folder, text):
     with pytest.raises(InputRejected, match="tokens"):
         evaluating.evaluate(
-            {"it": tiny_folder("llama", vocab_size=384)}, whole=tiny_folder("llama"), files=[text], context_tokens=32, progress=quiet
+            {"it": tiny_folder("llama", vocab_size=384)},
+            whole=tiny_folder("llama"),
+            files=[text],
+            context_tokens=32,
+            progress=quiet,
         )
 
 
@@ -90,7 +99,9 @@ def test_pruned_smollm2_is_the_same_model_in_every_runtime(smollm2_folder, tmp_p
 
 @pytest.mark.slow
 def test_a_gguf_and_the_folder_made_from_it_are_the_same_model(smollm2_gguf, smollm2_folder):
-    found = evaluating.evaluate({"gguf": smollm2_gguf}, whole=smollm2_folder, n_windows=2, context_tokens=256, progress=quiet)
+    found = evaluating.evaluate(
+        {"gguf": smollm2_gguf}, whole=smollm2_folder, n_windows=2, context_tokens=256, progress=quiet
+    )
     assert found[0].kl < 0.01  # what llama.cpp's 8-bit activations cost
     assert model.inspect(smollm2_gguf).params == model.inspect(smollm2_folder).params == 134_515_008
 

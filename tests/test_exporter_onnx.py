@@ -167,8 +167,12 @@ def test_same_input_same_bytes(tiny_folder, tmp_path):
 def test_a_tied_embedding_is_stored_once(quant, bytes_per_32, tiny_folder, tmp_path):
     """Untying adds one more matrix; tied and untied differ by exactly that. Small models keep 8 bits there."""
     sizes = [
-        (exported(tiny_folder("llama", vocab_size=4096, tie_word_embeddings=t), tmp_path / str(t), quant)
-         / "model.onnx.data").stat().st_size
+        (
+            exported(tiny_folder("llama", vocab_size=4096, tie_word_embeddings=t), tmp_path / str(t), quant)
+            / "model.onnx.data"
+        )
+        .stat()
+        .st_size
         for t in (True, False)
     ]
     matrix = 4096 * 64 // 32 * bytes_per_32
@@ -189,8 +193,14 @@ def test_rounding_is_laid_out_as_onnxruntime_reads_it(bits):
     attributes = dict(domain="com.microsoft", bits=bits, block_size=32)
     nodes = [
         helper.make_node("MatMulNBits", ["x", *parts], ["product"], N=40, K=96, **attributes),
-        helper.make_node("GatherBlockQuantized", ["f_packed", "ids", *[f"f_{k}" for k in list(flat)[1:]]], ["rows"],
-                         gather_axis=0, quantize_axis=1, **attributes),
+        helper.make_node(
+            "GatherBlockQuantized",
+            ["f_packed", "ids", *[f"f_{k}" for k in list(flat)[1:]]],
+            ["rows"],
+            gather_axis=0,
+            quantize_axis=1,
+            **attributes,
+        ),
     ]
     tensors = [numpy_helper.from_array(v, k) for k, v in parts.items()]
     tensors += [numpy_helper.from_array(v, f"f_{k}") for k, v in flat.items()]
@@ -198,7 +208,9 @@ def test_rounding_is_laid_out_as_onnxruntime_reads_it(bits):
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [40])
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("product", "rows")]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(helper.make_graph(nodes, "g", [x, ids], outs, tensors), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x, ids], outs, tensors), opset_imports=opsets, ir_version=10
+    )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     product, gathered = session.run(None, {"x": np.eye(96, dtype=np.float32), "ids": np.arange(40)})
     mine = _onnx_quant.dequantise(rows)

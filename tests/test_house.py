@@ -14,7 +14,20 @@ SOURCES = sorted([*ROOT.glob("edgeprune/**/*.py"), *ROOT.glob("exporters/**/*.py
 BASE = {"edgeprune", "edgeprune.types", "edgeprune.errors", "edgeprune.catalog", "edgeprune.families"}
 FILE_LAYER = {"edgeprune.files", "edgeprune.checkpoint", "edgeprune.gguf_file"}
 LEAVES = ("edgeprune.metrics", "edgeprune.healers", "edgeprune.runtimes", "exporters")
-TORCH_FREE = ("types", "errors", "catalog", "families", "devices", "cost", "plan", "checkpoint", "gguf_file", "model", "report", "cli")
+TORCH_FREE = (
+    "types",
+    "errors",
+    "catalog",
+    "families",
+    "devices",
+    "cost",
+    "plan",
+    "checkpoint",
+    "gguf_file",
+    "model",
+    "report",
+    "cli",
+)
 
 
 def module_name(path: Path) -> str:
@@ -73,7 +86,17 @@ def test_every_registry_entry_keeps_its_contract():
     from edgeprune.catalog import load_all
 
     wanted = {
-        "edgeprune.families": ("MODEL_TYPES", "GGUF_ARCH", "ATTN", "FFN", "GLOBALS", "LAYER", "OUTPUTS", "PER_LAYER_CONFIG", "TINY"),
+        "edgeprune.families": (
+            "MODEL_TYPES",
+            "GGUF_ARCH",
+            "ATTN",
+            "FFN",
+            "GLOBALS",
+            "LAYER",
+            "OUTPUTS",
+            "PER_LAYER_CONFIG",
+            "TINY",
+        ),
         "edgeprune.metrics": ("SOURCE", "rate"),
         "edgeprune.runtimes": ("reads", "version", "quant", "open_session"),
         "exporters": ("SUFFIX", "RUNTIME", "QUANTS", "check", "export"),

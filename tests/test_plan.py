@@ -12,10 +12,11 @@ import pytest
 from _shapes import make_scores, make_spec
 
 from edgeprune import devices
+from edgeprune.blocks import check_blocks, is_portable, whole
 from edgeprune.cost import best_backend, predict, quants
 from edgeprune.errors import InfeasibleBudget, UsageError, WrongWeights
 from edgeprune.plan import LADDER, QUANT_KL_PRIOR, make_plan, quant_kl, removal_steps_needed, typical_removal
-from edgeprune.types import Block, Budget, PathStep, Plan, check_blocks, is_portable, whole
+from edgeprune.types import Block, Budget, PathStep, Plan
 
 DEVICES = ("jetson-orin", "rpi5-4gb", "m2", "qcom-x-elite", "rtx3060-12gb", "pixel8", "intel-n100")
 SPEC = make_spec(n_blocks=12)
@@ -39,7 +40,9 @@ def brute_force(spec, scores, device, budget):
         names = LADDER[runtime] if budget.quant == "auto" else [q for q in quants(runtime) if q == budget.quant]
         for quant in names:
             for k, step in enumerate(scores.path):
-                p = predict(spec, step.blocks, device, runtime, backend, quant, budget.context_tokens, budget.prompt_tokens)
+                p = predict(
+                    spec, step.blocks, device, runtime, backend, quant, budget.context_tokens, budget.prompt_tokens
+                )
                 if is_portable(step.blocks) and fits(p, device, budget):
                     damage = step.kl + quant_kl(runtime, quant, spec.params)
                     found.append((damage, -2 * len(step.blocks), p.memory_bytes, runtime, quant, k))
@@ -76,9 +79,16 @@ def test_the_plan_is_the_least_damaging_of_all_that_fits(seed):
             scores = scores.model_copy(update={"path": tuple(steps)})
         device = devices.load(rng.choice(DEVICES))
         budget = random_budget(rng)
-        if budget.quant == "int8" and budget.runtime == "llamacpp" or budget.quant == "Q4_K_M" and budget.runtime == "onnxruntime":
+        if (
+            budget.quant == "int8"
+            and budget.runtime == "llamacpp"
+            or budget.quant == "Q4_K_M"
+            and budget.runtime == "onnxruntime"
+        ):
             continue
-        if budget.runtime not in ("auto", *device.runtimes) or (budget.quant == "int8" and "onnxruntime" not in device.runtimes):
+        if budget.runtime not in ("auto", *device.runtimes) or (
+            budget.quant == "int8" and "onnxruntime" not in device.runtimes
+        ):
             continue
         everything = brute_force(SPEC, scores, device, budget)
         if not everything:
@@ -110,8 +120,12 @@ def check_nearest(scores, device, budget, error):
     plan = make_plan(SPEC, scores, device, relaxed(budget, error.nearest))
     assert plan.budget != budget
     if len(error.nearest) == 1:
-        (key, value), = error.nearest.items()
-        tighter = {"max_mem_bytes": value - 1, "min_decode_tok_per_s": value * (1 + 1e-9), "max_ttft_s": value * (1 - 1e-9)}
+        ((key, value),) = error.nearest.items()
+        tighter = {
+            "max_mem_bytes": value - 1,
+            "min_decode_tok_per_s": value * (1 + 1e-9),
+            "max_ttft_s": value * (1 - 1e-9),
+        }
         with pytest.raises(InfeasibleBudget):
             make_plan(SPEC, scores, device, relaxed(budget, {key: tighter[key]}))
 
@@ -152,7 +166,9 @@ def test_same_inputs_same_bytes():
     for seed in ("1", "2"):
         env = dict(os.environ, PYTHONHASHSEED=seed)
         root = devices.FOLDER.parent
-        done = subprocess.run([sys.executable, "-c", PLAN_ONCE], capture_output=True, text=True, check=True, cwd=root, env=env)
+        done = subprocess.run(
+            [sys.executable, "-c", PLAN_ONCE], capture_output=True, text=True, check=True, cwd=root, env=env
+        )
         assert done.stdout == first
 
 
@@ -161,7 +177,9 @@ def test_a_budget_that_holds_the_whole_model_needs_no_scores():
     assert plan.blocks == whole(12) and plan.removed == "" and plan.scores_sha256 is None
     assert plan.memory_limit_from == "device" and plan.memory_limit_bytes == 5_200_000_000
     assert plan.quant == "Q8_0" and plan.runtime == "llamacpp" and plan.backend == "cuda"
-    assert {(a.runtime, a.quant) for a in plan.alternatives} | {("llamacpp", "Q8_0")} == {(r, q) for r in LADDER for q in LADDER[r]}
+    assert {(a.runtime, a.quant) for a in plan.alternatives} | {("llamacpp", "Q8_0")} == {
+        (r, q) for r in LADDER for q in LADDER[r]
+    }
 
 
 def test_scores_are_asked_for_when_blocks_must_go():
@@ -190,7 +208,11 @@ def test_typical_removal_keeps_the_ends():
 
 def test_the_tighter_memory_binds():
     device = devices.load("rpi5-4gb")
-    for asked, source, limit in ((10**9, "--max-mem", 10**9), (10**11, "device", 3_400_000_000), (None, "device", 3_400_000_000)):
+    for asked, source, limit in (
+        (10**9, "--max-mem", 10**9),
+        (10**11, "device", 3_400_000_000),
+        (None, "device", 3_400_000_000),
+    ):
         plan = make_plan(SPEC, None, device, Budget(max_mem_bytes=asked))
         assert (plan.memory_limit_from, plan.memory_limit_bytes) == (source, limit)
 
@@ -240,7 +262,10 @@ def test_steps_that_no_stock_runtime_loads_are_passed_over():
     scores = make_scores(SPEC, [5, 6])
     half = (*whole(12)[:5], Block(attn=None, ffn=5), *whole(12)[6:])
     path = (scores.path[0], PathStep(blocks=half, kl=0.0, perplexity=1.0), *scores.path[1:])
-    budget = Budget(max_mem_bytes=make_plan(SPEC, None, devices.load("m2"), Budget(quant="Q4_0")).prediction.memory_bytes - 1, quant="Q4_0")
+    budget = Budget(
+        max_mem_bytes=make_plan(SPEC, None, devices.load("m2"), Budget(quant="Q4_0")).prediction.memory_bytes - 1,
+        quant="Q4_0",
+    )
     plan = make_plan(SPEC, scores.model_copy(update={"path": path}), devices.load("m2"), budget)
     assert plan.blocks == scores.path[1].blocks
 

@@ -10,11 +10,12 @@ import pytest
 from conftest import FAMILIES
 
 from edgeprune import files, model, prune, score, torch_model
+from edgeprune.blocks import removed_sublayers, whole, without_block
 from edgeprune.calibration import Windows
 from edgeprune.catalog import names
 from edgeprune.checkpoint import open_checkpoint, raw_bytes, read_tensor
 from edgeprune.errors import InputRejected, UsageError, WrongWeights
-from edgeprune.types import Block, Budget, Plan, Prediction, Text, removed_sublayers, whole, without_block
+from edgeprune.types import Block, Budget, Plan, Prediction, Text
 
 IDENTITY = 2
 SEAM = (Block(attn=0, ffn=0), Block(attn=1, ffn=3), Block(attn=4, ffn=4))
@@ -53,7 +54,9 @@ def greedy(m, n=8):
     """With the KV cache, through transformers' own generate."""
     import torch
 
-    return m.generate(torch.tensor(TOKENS), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+    return m.generate(torch.tensor(TOKENS), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None)[
+        0
+    ].tolist()
 
 
 def greedy_uncached(m, n=8):

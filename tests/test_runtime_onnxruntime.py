@@ -56,7 +56,11 @@ def test_shape_of_the_model(session):
 def test_prefill_decode_and_logits_agree(session):
     whole = session.logits(TOKENS).copy()
     session.reset()
-    parts = [session.prefill(TOKENS[:10]).copy(), session.prefill(TOKENS[10:20]).copy(), session.decode(TOKENS[20]).copy()]
+    parts = [
+        session.prefill(TOKENS[:10]).copy(),
+        session.prefill(TOKENS[10:20]).copy(),
+        session.decode(TOKENS[20]).copy(),
+    ]
     for got, i in zip(parts, (9, 19, 20), strict=True):
         assert got.shape == (session.n_vocab,) and got.dtype == np.float32
         np.testing.assert_allclose(got, whole[i], atol=2e-2)  # 8-bit activations are rounded per batch of rows
@@ -159,7 +163,9 @@ def test_a_model_that_is_no_decoder_is_rejected(tmp_path):
 
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx"
+    )
     with pytest.raises(InputRejected, match="not a decoder"):
         runtime.open_session(tmp_path, n_ctx=8, n_threads=1)
 

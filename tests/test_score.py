@@ -9,8 +9,8 @@ from conftest import FAMILIES
 from test_prune import own_windows
 
 from edgeprune import calibration, catalog, divergence, model, score, torch_model
+from edgeprune.blocks import kept_sublayers, whole, without_block
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.types import kept_sublayers, whole, without_block
 
 
 def quiet(*_args):
@@ -70,7 +70,9 @@ def test_the_path_is_nested_and_its_damage_is_of_the_whole_pruned_model(tiny_fol
         for w in text.windows:
             with torch.inference_mode():
                 p, q = m(torch.tensor([w])).logits[0, :-1], cut(torch.tensor([w])).logits[0, :-1]
-            kl += torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
+            kl += torch.nn.functional.kl_div(
+                q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean"
+            ).item()
         assert step.kl == pytest.approx(kl / len(text.windows), rel=1e-4)
 
 

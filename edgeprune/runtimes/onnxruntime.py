@@ -146,7 +146,9 @@ class _Session:
             )
         types = {inputs[n].type for n in past} | {outputs["logits"].type}
         if len(types) > 1 or not types <= set(_NUMPY):
-            raise InputRejected(f"{self._folder}/model.onnx has cache and logits of {sorted(types)}, not one float type")
+            raise InputRejected(
+                f"{self._folder}/model.onnx has cache and logits of {sorted(types)}, not one float type"
+            )
 
 
 def _head_dim(past: Any, folder: Path) -> int:
@@ -156,7 +158,9 @@ def _head_dim(past: Any, folder: Path) -> int:
     try:
         return int(json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]["decoder"]["head_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputRejected(f"{folder}: neither model.onnx nor genai_config.json says the head size; export again") from None
+        raise InputRejected(
+            f"{folder}: neither model.onnx nor genai_config.json says the head size; export again"
+        ) from None
 
 
 def _open(folder: Path, model: str | bytes, n_threads: int) -> Any:

@@ -1,0 +1,38 @@
+"""The options verbs share: one name, one meaning, one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.units import parse_bytes
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Device = Annotated[
+    str, typer.Option("--device", "-d", help="A profile's name or alias, a .toml of your own, or 'host'.")
+]
+MaxMem = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Memory for weights, KV cache, buffers and runtime, e.g. 8GB or 8GiB.")]  # fmt: skip  # noqa: E501
+MinTps = Annotated[float | None, typer.Option(min=0.001, help="Least decode speed at batch 1, tokens per second.")]
+MaxTtft = Annotated[float | None, typer.Option(min=0.0001, help="Longest time to first token, seconds, for --prompt tokens.")]  # fmt: skip
+Prompt = Annotated[int, typer.Option(min=1, help="Prompt length --max-ttft is for, tokens.")]
+Context = Annotated[int, typer.Option(min=1, help="Context the KV cache is reserved for, tokens.")]
+Quant = Annotated[str, typer.Option(help="A quantisation (Q8_0, Q4_K_M, int8, …) or 'auto'.")]
+Runtime = Annotated[str, typer.Option(help="llamacpp, onnxruntime or 'auto'.")]
+Mode = Annotated[str | None, typer.Option(help="Power mode of the device, as `edgeprune devices NAME` lists them.")]
+Texts = Annotated[list[Path] | None, typer.Option("--text", help="Evaluation text, UTF-8; repeatable. Default: half of CPython's help topics.")]  # fmt: skip  # noqa: E501
+Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="Calibration text, UTF-8; repeatable. Default: the other half of CPython's help topics.")]  # fmt: skip  # noqa: E501
+Windows = Annotated[int, typer.Option(min=1, help="Windows of text to read.")]
+Window = Annotated[int, typer.Option("--window", min=8, help="Tokens per window.")]
+Metric = Annotated[str, typer.Option(help="How to rate blocks: block_influence or perplexity.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]

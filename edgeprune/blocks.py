@@ -1,0 +1,62 @@
+"""What can be said of a block list: what it keeps, what it removes, whether it is sound."""
+
+from __future__ import annotations
+
+from edgeprune.types import Block, Blocks
+
+
+def whole(n_blocks: int) -> Blocks:
+    return tuple(Block(attn=i, ffn=i) for i in range(n_blocks))
+
+
+def is_portable(blocks: Blocks) -> bool:
+    """No missing halves: the same architecture, loads everywhere."""
+    return all(b.attn is not None and b.ffn is not None for b in blocks)
+
+
+def kept_sublayers(blocks: Blocks) -> list[tuple[str, int]]:
+    """[("A", 0), ("F", 0), …] in the order they run."""
+    return [(kind, i) for b in blocks for kind, i in (("A", b.attn), ("F", b.ffn)) if i is not None]
+
+
+def removed_sublayers(blocks: Blocks, n_blocks: int) -> list[tuple[str, int]]:
+    kept = set(kept_sublayers(blocks))
+    return [(kind, i) for i in range(n_blocks) for kind in "AF" if (kind, i) not in kept]
+
+
+def without_block(blocks: Blocks, index: int) -> Blocks:
+    """Drop the whole layer whose attention is `index`'th of the *whole* model (an aligned cut)."""
+    return tuple(b for b in blocks if b.attn != index)
+
+
+def check_blocks(blocks: Blocks, n_blocks: int) -> None:
+    """Raises ValueError unless the list is non-empty, in range, ascending and without repeats."""
+    order = [2 * i + (kind == "F") for kind, i in kept_sublayers(blocks)]
+    if not order:
+        raise ValueError("the block list is empty")
+    if any(b.attn is None and b.ffn is None for b in blocks):
+        raise ValueError("a block has neither attention nor feed-forward")
+    if min(order) < 0 or max(order) >= 2 * n_blocks:
+        raise ValueError(f"a block names a layer outside 0…{n_blocks - 1}")
+    if any(b <= a for a, b in zip(order, order[1:], strict=False)):
+        raise ValueError("sub-layers repeat or run out of order")
+
+
+def describe_removed(blocks: Blocks, n_blocks: int) -> str:
+    """Human text such as "layers 11-13; F4 A5" ("" when nothing is removed)."""
+    gone = set(removed_sublayers(blocks, n_blocks))
+    layers = [i for i in range(n_blocks) if ("A", i) in gone and ("F", i) in gone]
+    halves = [f"{k}{i}" for i in range(n_blocks) for k in "AF" if (k, i) in gone and i not in layers]
+    runs: list[list[int]] = []
+    for i in layers:
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    parts = []
+    if layers:
+        text = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+        parts.append(f"layer{'s' if len(layers) > 1 else ''} {text}")
+    if halves:
+        parts.append(" ".join(halves))
+    return "; ".join(parts)

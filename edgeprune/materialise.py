@@ -1,0 +1,124 @@
+"""A .gguf as a transformers folder: what torch scores and prunes. Weights are dequantised to float32, exactly.
+
+Config and tokenizer come from transformers' own GGUF support; values from gguf-py's dequantisation, one tensor in
+memory at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune import families
+from edgeprune.checkpoint import open_checkpoint, write_float32
+from edgeprune.errors import InputRejected
+from edgeprune.files import need_space, staging, write_sums
+from edgeprune.gguf_file import GGUFHeader, read_header
+from edgeprune.torch_model import quiet
+
+PROBE_TEXT = "Hello, world! It's 12:34 on 2024-05-06;\n\n\tx = 3.14159  # naïve café, 日本語 и русский \r\n  don't STOP"
+
+
+def materialise(gguf: Path, out: Path, force: bool = False) -> None:
+    """Write the transformers folder `out` from a .gguf file.
+
+    Raises InputRejected when the file is damaged, its family is unknown, or when the tokenizer transformers rebuilds
+    gives other token ids than llama.cpp's.
+    """
+    quiet()
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    gguf = Path(gguf)
+    header = read_header(gguf)
+    need_space(out, sum(4 * _count(t.shape) for t in header.tensors.values()))
+    with staging(out, force) as partial:
+        partial.mkdir()
+        try:
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tok = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (ValueError, NotImplementedError, KeyError) as e:
+            raise InputRejected(
+                f"{gguf}: transformers does not read this GGUF ({' '.join(str(e).split())[:120]})"
+            ) from None
+        _restore_pre_tokenizer(tok, header)
+        _check_tokens(tok, gguf)
+        tok.save_pretrained(partial)
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+        config.dtype = "float32"
+        config.tie_word_embeddings = "output.weight" not in header.tensors
+        config.save_pretrained(partial)
+        GenerationConfig.from_model_config(config).save_pretrained(partial)
+        write_weights(gguf, header, families.for_model_type(config.model_type), config, partial / "model.safetensors")
+        open_checkpoint(partial)
+        write_sums(partial)
+
+
+def write_weights(gguf: Path, header: GGUFHeader, family: Any, config: Any, path: Path) -> None:
+    """Every tensor of the file under its transformers name, float32."""
+    names = {_torch_name(family, n): n for n in header.tensors if n != "rope_freqs.weight"}
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+
+    def produce(name: str) -> np.ndarray:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        tensor = header.tensors[names[name]]
+        raw = np.memmap(gguf, mode="r", dtype=np.uint8, offset=tensor.offset, shape=(tensor.n_bytes,))
+        rows = _count(tensor.shape[:-1])
+        values = dequantize(raw.reshape(rows, -1), GGMLQuantizationType[tensor.type]).reshape(tensor.shape)
+        role = names[name].split(".")[-2]
+        return unpermute(values, heads[role]) if family.PERMUTE_QK and role in heads else values
+
+    write_float32(path, {name: header.tensors[n].shape for name, n in names.items()}, produce)
+
+
+def unpermute(values: np.ndarray, n_heads: int) -> np.ndarray:
+    """Undo the interleaving of rotary rows that llama.cpp's converter applies (conversion/llama.py, `permute`).
+
+    (rows, …) with rows = heads × head_dim: pairs (i, i + head_dim/2) lie side by side in GGUF.
+    """
+    half = values.shape[0] // n_heads // 2
+    return values.reshape(n_heads, half, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+
+
+def _torch_name(family: Any, name: str) -> str:
+    role, _, kind = name.rpartition(".")
+    found = {v: k for k, v in family.GLOBALS.items()}.get(role)
+    if found:
+        return f"{found}.{kind}"
+    _, layer, role = role.split(".")
+    path = {v: k for k, v in {**family.ATTN, **family.FFN}.items()}[role]
+    return f"{family.LAYER.format(i=layer)}{path}.{kind}"
+
+
+def _restore_pre_tokenizer(tok: Any, header: GGUFHeader) -> None:
+    """transformers drops the pre-tokenizer a GGUF names; SmolLM's splits every digit off first."""
+    from tokenizers import pre_tokenizers
+
+    if header.metadata.get("tokenizer.ggml.pre") == "smollm":
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+
+def _check_tokens(tok: Any, gguf: Path) -> None:
+    from edgeprune.catalog import load
+
+    session = load("edgeprune.runtimes", "llamacpp").open_session(gguf, n_ctx=256, n_threads=1)
+    try:
+        theirs = session.tokenize(PROBE_TEXT)
+    finally:
+        session.close()
+    if tok.encode(PROBE_TEXT, add_special_tokens=False) != theirs:
+        raise InputRejected(
+            f"{gguf}: transformers can't rebuild its tokenizer exactly; use the model's transformers folder"
+        )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
