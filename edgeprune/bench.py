@@ -15,12 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edgeprune import catalog
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+from edgeprune.files import sha256_tree, tree_bytes
 from edgeprune.types import Measurement, Workload
 
 Progress = Callable[[str, int, int], None]
@@ -46,93 +48,139 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def measure(artifact: Path, workload: Workload, *, name: str | None = None, progress: Progress) -> Measurement:
-    """Time one artifact in a fresh process. `name` is how the record calls it (default: the path as given).
+def measure(artifacts: dict[str, Path], workload: Workload, *, progress: Progress) -> list[Measurement]:
+    """Time artifacts (name -> path), each in a fresh process of its own.
 
-    Raises InputRejected when the runtime refuses the file, OutOfResources when the process is killed.
+    Repetitions are interleaved, forwards and backwards in turn, so that a machine's moods fall on all alike; when they
+    do not fit in memory together, one after another. Raises InputRejected when a runtime refuses a file,
+    OutOfResources when a process is killed.
     """
-    request = {"path": str(artifact), "name": name or str(artifact), "runtime": runtime_for(artifact)}
-    request["workload"] = workload.model_dump()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "edgeprune.bench"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    errors: list[str] = []
-    drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
-    drain.start()
-    try:
-        assert child.stdin and child.stdout
-        child.stdin.write(json.dumps(request))
-        child.stdin.close()
-        answer: dict[str, Any] = {}
-        for line in child.stdout:
-            answer = json.loads(line)
-            if "done" in answer:
-                progress(f"measuring {request['name']}", answer["done"], answer["total"])
-        code = child.wait()
-    finally:
-        child.kill()
-        child.wait()
-    drain.join(timeout=5)
-    if "measurement" in answer:
-        return Measurement.model_validate(answer["measurement"])
-    if "error" in answer:
-        kind = {4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
-        raise kind(answer["error"])
-    if code in (-9, 137):
-        raise OutOfResources(
-            f"measuring {artifact}: the process was killed, most likely out of memory; try a smaller --n-prompt"
-        )
-    tail = " ".join("".join(errors[-3:]).split())[-300:]
-    raise EdgepruneError(f"measuring {artifact}: the {request['runtime']} process ended with code {code}: {tail}")
+    together = fits_together(artifacts.values())
+    groups = [list(artifacts.items())] if together else [[item] for item in artifacts.items()]
+    total, done = len(artifacts) * (workload.repetitions + 1), 0
+    found: dict[str, Measurement] = {}
+    for group in groups:
+        with ExitStack() as stack:
+            workers = []
+            for name, path in group:
+                workers.append(stack.enter_context(_Worker(name, path, workload, len(group) > 1)))
+                workers[-1].ask("warm up")
+                done += 1
+                progress(f"measuring {name}", done, total)
+            for k in range(workload.repetitions):
+                for worker in workers[:: 1 if k % 2 == 0 else -1]:
+                    worker.ask("repeat")
+                    done += 1
+                    progress("measuring, interleaved" if together else f"measuring {worker.name}", done, total)
+            for worker in workers:
+                found[worker.name] = Measurement.model_validate(worker.ask("finish")["measurement"])
+    return [found[name] for name in artifacts]
 
 
-def run_protocol(session: Any, workload: Workload, tick: Callable[[], None]) -> tuple[list[int], list[int], list[int]]:
-    """(prefill, decode, token) samples in ns on an open runtime Session."""
-    import numpy as np
+def fits_together(paths: Iterable[Path]) -> bool:
+    """Whether all models can be open at once in half of the memory there is: twice a file's bytes covers its buffers."""
+    import psutil
 
-    rng = np.random.default_rng(workload.seed)
-    now = time.perf_counter_ns
+    return 2 * sum(tree_bytes(p) for p in paths) < psutil.virtual_memory().available / 2
 
-    def tokens(n: int) -> list[int]:
-        out = rng.integers(0, session.n_vocab, n).tolist()
-        if out and session.bos_token is not None:
-            out[0] = session.bos_token
-        return out
 
-    def at_depth() -> None:
-        session.reset()
-        if workload.n_depth:
-            session.prefill(tokens(workload.n_depth))
+class _Worker:
+    """A fresh process with one model open; does one step per line on its stdin and answers in JSON."""
 
-    at_depth()
-    session.prefill(tokens(max(workload.n_prompt, 1)))
-    at_depth()
-    session.decode(tokens(1)[0])
-    tick()
-    prefill, decode, single = [], [], []
-    for _ in range(workload.repetitions):
-        if workload.n_prompt:
-            at_depth()
-            prompt = tokens(workload.n_prompt)
+    def __init__(self, name: str, path: Path, workload: Workload, interleaved: bool):
+        self.name, self.runtime = name, runtime_for(path)
+        request = {"path": str(path), "name": name, "runtime": self.runtime, "interleaved": interleaved}
+        request["workload"] = workload.model_dump()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.child = subprocess.Popen([sys.executable, "-m", "edgeprune.bench"], text=True, **pipes)
+        self.errors: list[str] = []
+        threading.Thread(target=lambda: self.errors.extend(self.child.stderr or ()), daemon=True).start()
+        self._send(json.dumps(request))
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.child.kill()
+        self.child.wait()
+
+    def ask(self, step: str) -> dict[str, Any]:
+        self._send(step)
+        line = self.child.stdout.readline() if self.child.stdout else ""
+        if not line:
+            raise self._died()
+        answer = json.loads(line)
+        if "error" in answer:
+            kind = {2: UsageError, 4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
+            raise kind(answer["error"])
+        return answer
+
+    def _send(self, line: str) -> None:
+        try:
+            assert self.child.stdin
+            self.child.stdin.write(line + "\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; the next answer tells how
+
+    def _died(self) -> EdgepruneError:
+        code = self.child.wait()
+        if code in (-9, 137):
+            return OutOfResources(
+                f"measuring {self.name}: its process was killed, most likely out of memory; ask for fewer tokens"
+            )
+        tail = " ".join("".join(self.errors[-3:]).split())[-300:]
+        return EdgepruneError(f"measuring {self.name}: the {self.runtime} process ended with code {code}: {tail}")
+
+
+class Protocol:
+    """The protocol's steps on an open runtime Session; samples in ns."""
+
+    def __init__(self, session: Any, workload: Workload):
+        import numpy as np
+
+        self.session, self.workload = session, workload
+        self._rng = np.random.default_rng(workload.seed)
+        self.prefill: list[int] = []
+        self.decode: list[int] = []
+        self.single: list[int] = []
+
+    def warm_up(self) -> None:
+        self._at_depth()
+        self.session.prefill(self._tokens(max(self.workload.n_prompt, 1)))
+        self._at_depth()
+        self.session.decode(self._tokens(1)[0])
+
+    def repeat(self) -> None:
+        now = time.perf_counter_ns
+        if self.workload.n_prompt:
+            self._at_depth()
+            prompt = self._tokens(self.workload.n_prompt)
             start = now()
-            session.prefill(prompt)
-            prefill.append(now() - start)
-        if workload.n_gen:
-            at_depth()
-            generated = tokens(workload.n_gen)
+            self.session.prefill(prompt)
+            self.prefill.append(now() - start)
+        if self.workload.n_gen:
+            self._at_depth()
+            generated = self._tokens(self.workload.n_gen)
             start = previous = now()
             for token in generated:
-                session.decode(token)
+                self.session.decode(token)
                 done = now()
-                single.append(done - previous)
+                self.single.append(done - previous)
                 previous = done
-            decode.append(previous - start)
-        tick()
-    return prefill, decode, single
+            self.decode.append(previous - start)
+
+    def _at_depth(self) -> None:
+        self.session.reset()
+        if self.workload.n_depth:
+            self.session.prefill(self._tokens(self.workload.n_depth))
+
+    def _tokens(self, n: int) -> list[int]:
+        """Random tokens, the first a BOS where the model wants one."""
+        out = self._rng.integers(0, self.session.n_vocab, n).tolist()
+        if out and self.session.bos_token is not None:
+            out[0] = self.session.bos_token
+        return out
 
 
 def context_tokens(workload: Workload) -> int:
@@ -164,12 +212,11 @@ def memory_now() -> dict[str, int]:
     return out
 
 
-def _worker(request: dict[str, Any]) -> None:
-    """In the fresh process: measure, and answer on stdout in JSON lines."""
+def _serve(request: dict[str, Any]) -> None:
+    """In the fresh process: one step per line on stdin, one JSON answer per step on stdout."""
     import numpy as np
 
     from edgeprune._host import read_facts
-    from edgeprune.files import sha256_tree, tree_bytes
 
     def answer(**fields: Any) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
@@ -180,19 +227,16 @@ def _worker(request: dict[str, Any]) -> None:
         module = catalog.load("edgeprune.runtimes", request["runtime"])
         threads = workload.n_threads or physical_cores()
         build = module.version()
-        steps, done = workload.repetitions + 2, 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            answer(done=done, total=steps)
-
         np.random.default_rng(0).integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
         baseline = memory_now()["rss"]
         session = module.open_session(path, n_ctx=context_tokens(workload), n_threads=threads)
         loaded = memory_now()["rss"]
-        tick()
-        prefill, decode, single = run_protocol(session, workload, tick)
+        protocol = Protocol(session, workload)
+        for line in sys.stdin:
+            if line.strip() == "finish":
+                break
+            protocol.warm_up() if line.strip() == "warm up" else protocol.repeat()
+            answer(done=line.strip())
         memory = memory_now()
         result = Measurement(
             artifact=request["name"],
@@ -201,10 +245,11 @@ def _worker(request: dict[str, Any]) -> None:
             backend=session.backend,
             build=build,
             n_threads=threads,
+            interleaved=request["interleaved"],
             workload=workload,
-            prefill_samples_ns=tuple(prefill),
-            decode_samples_ns=tuple(decode),
-            token_samples_ns=tuple(single),
+            prefill_samples_ns=tuple(protocol.prefill),
+            decode_samples_ns=tuple(protocol.decode),
+            token_samples_ns=tuple(protocol.single),
             baseline_rss_bytes=baseline,
             loaded_rss_bytes=loaded,
             peak_rss_bytes=memory["peak"],
@@ -223,6 +268,6 @@ def _worker(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        _worker(json.load(sys.stdin))
+        _serve(json.loads(sys.stdin.readline()))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -239,13 +239,16 @@ def bench(
     load = Workload(n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, repetitions=repetitions, n_threads=threads)
     for path in artifacts:
         benching.runtime_for(path)
-    note(f"measuring {len(artifacts)} artifact(s): prompt {n_prompt}, generate {n_gen}, {repetitions} repetitions")
-    results, theirs = [], []
+    turns = "interleaved" if benching.fits_together(artifacts) else "one after another"
+    note(
+        f"measuring {len(artifacts)} artifact(s), {turns}: prompt {n_prompt}, generate {n_gen}, {repetitions} repetitions"
+    )
+    theirs = []
     with progress() as tick:
-        for path in artifacts:
-            results.append(benching.measure(path, load, progress=tick))
-            if llama_bench and results[-1].runtime == "llamacpp":
-                theirs += real.run(llama_bench, path, load, results[-1])
+        results = benching.measure({str(p): p for p in artifacts}, load, progress=tick)
+        for m in results if llama_bench else ():
+            if m.runtime == "llamacpp":
+                theirs += real.run(llama_bench, Path(m.artifact), load, m)
     emit([row for m in results for row in real.rows(m)] + theirs) if json else _show.measurements(results, theirs)
 
 

@@ -111,8 +111,7 @@ def run(
     artifacts = _export_all(base, spec, made, out, options, journal, progress)
     _write_list(out / "artifacts.json", artifacts)
     _write_predictions(spec, made, device, budget, artifacts, out, options.mode)
-    load = workload(options.workload, budget)
-    _write_list(out / "measurements.json", _measure_all(artifacts, out, load, journal, progress))
+    _measure_all(artifacts, out, workload(options.workload, budget), journal, progress)
     _evaluate(base, spec, made, artifacts, scores, out, options, journal, progress)
     write_text(
         out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True
@@ -210,19 +209,14 @@ def workload(base: Workload, budget: Budget) -> Workload:
     return base.model_copy(update={"n_prompt": min(base.n_prompt, n), "n_gen": min(base.n_gen, n), "context_tokens": n})
 
 
-def _measure_all(
-    artifacts: list[Artifact], out: Path, load: Workload, journal: Journal, progress: Progress
-) -> list[Measurement]:
-    results = []
-    for a in artifacts:
-        record = out / "measured" / f"{a.sha256[:16]}.json"
+def _measure_all(artifacts: list[Artifact], out: Path, load: Workload, journal: Journal, progress: Progress) -> None:
+    """All in one step: numbers to be compared belong to one run."""
+    path = out / "measurements.json"
 
-        def work(a: Artifact = a, record: Path = record) -> None:
-            _write(record, bench.measure(out / a.path, load, name=a.path, progress=progress))
+    def work() -> None:
+        _write_list(path, bench.measure({a.path: out / a.path for a in artifacts}, load, progress=progress))
 
-        journal.step(f"measure {a.path}", [a.sha256, load.model_dump()], [record], work)
-        results.append(Measurement.from_json(record.read_text()))
-    return results
+    journal.step("measure", [[(a.path, a.sha256) for a in artifacts], load.model_dump()], [path], work)
 
 
 def _evaluate(

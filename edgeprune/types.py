@@ -320,6 +320,7 @@ class Measurement(Record):
     backend: str
     build: str
     n_threads: int
+    interleaved: bool = False  # its repetitions took turns with other artifacts'
     workload: Workload
     prefill_samples_ns: tuple[int, ...]
     decode_samples_ns: tuple[int, ...]  # one per repetition: n_gen tokens

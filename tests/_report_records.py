@@ -97,7 +97,7 @@ def measurements() -> list[dict]:
             wobble = [1.0, 0.985, 1.012, 0.993, 1.021]
             out.append({
                 "artifact": path, "artifact_sha256": sha(path), "runtime": "llamacpp" if fmt == "gguf" else "onnxruntime",
-                "backend": "cpu", "build": "fixture-1", "n_threads": 2, "workload": {"n_prompt": 512, "n_gen": 128},
+                "backend": "cpu", "build": "fixture-1", "n_threads": 2, "workload": {"n_prompt": 512, "n_gen": 128, "context_tokens": 513},
                 "prefill_samples_ns": [int(512e9 / pp * w) for w in wobble],
                 "decode_samples_ns": [int(128e9 / tps * w) for w in wobble],
                 "token_samples_ns": [int(1e9 / tps * (1 + i % 10 / 50)) for i in range(640)],

@@ -48,20 +48,22 @@ class Counting:
 
 def test_the_protocol_is_llama_benchs():
     session = Counting()
-    load = Workload(n_prompt=5, n_gen=2, n_depth=3, repetitions=2)
-    prefill, decode, single = bench.run_protocol(session, load, lambda: None)
+    protocol = bench.Protocol(session, Workload(n_prompt=5, n_gen=2, n_depth=3, repetitions=2))
+    protocol.warm_up()
+    protocol.repeat()
+    protocol.repeat()
     warm_up = ["reset", "prefill 3", "prefill 5", "reset", "prefill 3", "decode"]
     repetition = ["reset", "prefill 3", "prefill 5", "reset", "prefill 3", "decode", "decode"]
     assert session.log == warm_up + 2 * repetition
-    assert (len(prefill), len(decode), len(single)) == (2, 2, 4)
-    assert sum(single) == sum(decode)
+    assert (len(protocol.prefill), len(protocol.decode), len(protocol.single)) == (2, 2, 4)
+    assert sum(protocol.single) == sum(protocol.decode)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["gguf", "torch"])
 def test_measuring_the_real_model(fmt, smollm2_gguf, smollm2_folder):
     path = smollm2_gguf if fmt == "gguf" else smollm2_folder
-    m = bench.measure(path, SMALL, name="it", progress=quiet)
+    (m,) = bench.measure({"it": path}, SMALL, progress=quiet)
     assert m.artifact == "it" and m.n_threads == 1
     assert len(m.prefill_samples_ns) == len(m.decode_samples_ns) == 3 and len(m.token_samples_ns) == 24
     assert all(s > 0 for s in m.token_samples_ns)
@@ -82,7 +84,7 @@ def test_a_damaged_file_is_refused_by_the_fresh_process(smollm2_gguf, tmp_path):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(smollm2_gguf.read_bytes()[:-1000])
     with pytest.raises(InputRejected, match="bad.gguf"):
-        bench.measure(bad, SMALL, progress=quiet)
+        bench.measure({"bad": bad}, SMALL, progress=quiet)
 
 
 @pytest.mark.slow
@@ -93,7 +95,7 @@ def test_agrees_with_a_real_llama_bench(smollm2_gguf):
     ours: dict[str, list[float]] = {"pp": [], "tg": []}
     theirs: dict[str, list[float]] = {"pp": [], "tg": []}
     for _ in range(3):
-        m = bench.measure(smollm2_gguf, load, progress=quiet)
+        (m,) = bench.measure({"it": smollm2_gguf}, load, progress=quiet)
         for rows, into in (
             (llama_bench.rows(m), ours),
             (llama_bench.run(Path(os.environ["LLAMA_BENCH"]), smollm2_gguf, load, m), theirs),
