@@ -142,7 +142,9 @@ class Shapes:
         total = body + norm + rope + table + out
         graph = ONNX_GRAPH_BYTES_PER_BLOCK[quant] * len(blocks) + 4096
         file = total + graph + ONNX_TOKENIZER_BYTES * spec.vocab_size
-        return Sizes(file, total, body + norm + (out or table), 0)
+        # A tied table is packed anew for the head, and its stored form stays mapped for the lookup of each token.
+        packed = table if not out and quant in ("int8", "int4") else 0
+        return Sizes(file, total, body + norm + (out or table), packed)
 
     def _onnx_part(self, kind: int, quant: str) -> int:
         key = ("onnx", kind, quant)

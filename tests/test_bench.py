@@ -113,6 +113,7 @@ def test_a_llama_bench_that_is_none(tmp_path, smollm2_gguf):
         llama_bench.run(tmp_path / "gone", smollm2_gguf, SMALL, None)
 
 
+@pytest.mark.slow
 def test_bench_json_of_a_tiny_folder(tiny_folder):
     folder = tiny_folder("llama")
     args = ["bench", folder, "-p", "16", "-n", "4", "-r", "2", "--json"]

@@ -166,6 +166,7 @@ def test_logits_equal_torch(tiny_folder, tmp_path, case):
     assert np.abs(llama_logits(path, ids) - want).max() < 1e-4
 
 
+@pytest.mark.slow
 @needs_converter
 @pytest.mark.parametrize("case", ["llama-biases", "llama-llama3", "llama-linear", "qwen2-yarn"])
 def test_equals_the_converter_with_options(tiny_folder, tmp_path, case):
