@@ -10,18 +10,18 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo test test-fast lint setup clean
 
 demo: setup
-	$(BIN)/edgeprune run --device host --max-mem 130MB --context 512 --windows 4 -o demo
+	$(BIN)/edgeprune run --device host --max-mem 130MB --context 512 --windows 4 --max-steps 8 -o demo
 
 test: setup .venv/llama.cpp
-	$(BIN)/ruff check edgeprune exporters tests benchmarks
+	$(BIN)/ruff check
 	$(BIN)/python -m pytest
 
 test-fast: setup .venv/llama.cpp
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: setup
-	$(BIN)/ruff check edgeprune exporters tests benchmarks
-	$(BIN)/ruff format --check edgeprune exporters tests benchmarks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 setup: .venv/installed
 

@@ -102,7 +102,9 @@ def run(
     _write(out / "device.json", device)
     made = plan.make_plan(spec, scores, device, budget, mode=options.mode)
     _write(out / "plan.json", made)
-    say(f"plan: {len(made.blocks)} of {spec.n_blocks} blocks, {made.runtime} {made.quant}")
+    say(
+        f"plan: {made.runtime} {made.quant}, remove {made.removed or 'nothing'}; {len(made.blocks)} of {spec.n_blocks} blocks stay"
+    )
 
     def do_prune() -> None:
         prune.prune(base, spec, made, out / "pruned", base_model=base_model, command=command, force=True)

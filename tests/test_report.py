@@ -295,3 +295,21 @@ def test_write_replaces_nothing_unasked(tmp_path):
     for name in ("plan.html", "report.txt"):
         with pytest.raises(UsageError):
             report_module.write(report, tmp_path / "run" / name, force=True)
+
+
+def test_gains_are_ratios_within_a_repetition(tmp_path):
+    """By hand: a machine that slows to a half midway. Medians say 1.0 or nonsense, every repetition says 1.25."""
+    from edgeprune.report import facts
+    from edgeprune.types import Measurement
+
+    slow = [10, 10, 20, 20, 20]
+    base = {"decode_samples_ns": [t * 10**8 for t in slow], "interleaved": True}
+    ours = {"decode_samples_ns": [t * 8 * 10**7 for t in slow], "interleaved": True}
+    first = measurements()[0]
+    a, b = (Measurement.model_validate(first | change) for change in (ours, base))
+    assert facts.gain(facts.decode_rates, a, b) == pytest.approx([1.25] * 5)
+    apart = b.model_copy(
+        update={"interleaved": False, "decode_samples_ns": tuple(t * 10**8 for t in (20, 20, 10, 10, 10))}
+    )
+    assert facts.gain(facts.decode_rates, a, apart) == pytest.approx([10 / (20 * 0.8)])
+    assert facts.gain(facts.decode_rates, a, None) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -130,6 +131,19 @@ def decode_rate(m: Measurement | None) -> float | None:
     """Median over repetitions."""
     found = decode_rates(m) if m else []
     return median(found) if found else None
+
+
+def gain(rates: Callable[[Measurement], list[float]], m: Measurement | None, base: Measurement | None) -> list[float]:
+    """Speed over the baseline's, one ratio per repetition when they took turns, else one of the medians; [] unknown.
+
+    Repetitions that stood side by side met the same machine: their ratio holds where both rates drift.
+    """
+    ours, theirs = rates(m) if m else [], rates(base) if base else []
+    if not ours or not theirs:
+        return []
+    if m.interleaved and base.interleaved and len(ours) == len(theirs):
+        return [a / b for a, b in zip(ours, theirs, strict=True)]
+    return [median(ours) / median(theirs)]
 
 
 def prefill_rate(m: Measurement | None) -> float | None:

@@ -339,7 +339,8 @@ def speed(report: Report, table: list[Row]) -> Section:
         text += f" These are speeds of the machine in section 8, not of {plan.device}; "
         text += f"predictions are for {plan.device}, so no error is given."
     caption = (
-        "Medians; the smaller figure is the range over repetitions. Per token: the median and the 90th percentile. "
+        "Medians; the smaller figure is the range over repetitions. Against whole: the ratio within each repetition, "
+        "where files took turns. Per token: the median and the 90th percentile. "
         f"pp{w.n_prompt} and tg{w.n_gen} are llama-bench's names for prefill and decode."
     )
     gains = ", × the gain over the whole model" if any(facts.baseline_of(r, table) for r in timed) else ""
@@ -365,8 +366,7 @@ def _speed_row(r: Row, report: Report, table: list[Row]) -> tuple[Cell, ...]:
     rate = facts.decode_rate(m)
     comparable = rate and p and p.decode_tok_per_s is not None and facts.speed_counts(m, report.plan)
     base = facts.baseline_of(r, table)
-    other = facts.decode_rate(base.measurement) if base else None
-    gain = f"{rate / other:.2f}×" if rate and other else NOT_MEASURED if r.pruned else "–"
+    gains = facts.gain(facts.decode_rates, m, base.measurement if base else None)
     p50, p90 = facts.token_percentile_s(m, 50), facts.token_percentile_s(m, 90)
     return (
         name_of(r),
@@ -374,10 +374,15 @@ def _speed_row(r: Row, report: Report, table: list[Row]) -> tuple[Cell, ...]:
         _rate(facts.decode_rates(m)),
         foretold,
         percent(p.decode_tok_per_s / rate - 1, sign=True) if comparable else "–",
-        Num(gain, "measured" if "×" in gain else "", tone="" if "×" in gain else "mute"),
+        _gain(gains) if gains else Num(NOT_MEASURED if r.pruned else "–", tone="mute"),
         Num(f"{1e3 * p50:.3g}", "measured", f"p90 {1e3 * p90:.3g}") if p50 and p90 else missing(),
         num(facts.ttft_s(m), "measured"),
     )
+
+
+def _gain(gains: list[float]) -> Num:
+    span = f"{min(gains):.2f} – {max(gains):.2f}" if len(gains) > 1 else ""
+    return Num(f"{median(gains):.2f}×", "measured", sub=span)
 
 
 def _rate(rates: list[float]) -> Num:

@@ -174,10 +174,9 @@ def _speed(
                 ax.plot(p.decode_tok_per_s, y - 0.26, mark, mfc=PAPER, mec=INK, mew=0.9, markersize=4.6, zorder=2.5)
                 right = max(right, *span)
             base = facts.baseline_of(r, table)
-            other = rates(base.measurement) if base and base.measurement else []
             beside(ax, y, 38, figure(median(found)))
-            if other:
-                beside(ax, y, 74, f"{median(found) / median(other):.2f}×")
+            if gains := facts.gain(rates, r.measurement, base.measurement if base else None):
+                beside(ax, y, 74, f"{median(gains):.2f}×")
             top = max(top, right)
         _rows_axis(ax, shown, xlabel)
         ax.set_xlim(0, top * 1.04)
