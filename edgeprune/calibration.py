@@ -67,7 +67,7 @@ def windows(
     when its hash is `avoid_sha256` (text used to choose the cuts can't also judge them).
     """
     name, text = read_text(files, split)
-    sha = hashlib.sha256(text.encode()).hexdigest()
+    sha = text_sha256(text)
     if sha == avoid_sha256:
         raise UsageError(
             f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text"
@@ -87,3 +87,16 @@ def windows(
         [head + tokens[s : s + body] for s in starts],
         Text(name=name, sha256=sha, tokens=n * context_tokens, context_tokens=context_tokens, stride_tokens=body),
     )
+
+
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def keep_apart(files: Sequence[Path], sha256: str, avoid_sha256: str | None) -> None:
+    """Raises UsageError when a text is the one that must not be used again."""
+    if sha256 == avoid_sha256:
+        name = ", ".join(Path(p).name for p in files) or "the default text"
+        raise UsageError(
+            f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text"
+        )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from edgeprune import __version__, bench, cost, model, plan, prune
 from edgeprune.blocks import whole
+from edgeprune.calibration import keep_apart, read_text, text_sha256
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
 from edgeprune.types import (
@@ -99,6 +100,7 @@ def run(
     if scores is None:
         scores = _score(base, spec, out, options, journal, progress)
     _write(out / "scores.json", scores)
+    keep_apart(options.texts, text_sha256(read_text(options.texts, "evaluation")[1]), scores.text.sha256)
     _write(out / "device.json", device)
     made = plan.make_plan(spec, scores, device, budget, mode=options.mode)
     _write(out / "plan.json", made)
