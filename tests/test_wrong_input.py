@@ -224,12 +224,14 @@ def test_a_full_disk(model, plan_file, tmp_path):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(smollm2_gguf, tmp_path, sent, code):
     out = tmp_path / "s.json"
+    # A test run in the background inherits an ignored SIGINT; a person at a terminal does not.
     child = subprocess.Popen(
         [*EDGEPRUNE, "score", smollm2_gguf, "-o", out],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(4)
     child.send_signal(sent)
