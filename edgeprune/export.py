@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeprune import catalog
 from edgeprune.bench import physical_cores
@@ -14,6 +15,9 @@ from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import check_sums, sha256_tree, staging, tree_bytes, write_sums
 from edgeprune.prune import read_provenance
 from edgeprune.types import Artifact
+
+if TYPE_CHECKING:
+    import torch
 
 CHECK_TOKENS = 128
 MAX_LOGIT_ERROR = 1e-3  # for 32-bit exports
@@ -90,16 +94,8 @@ def compare_with_torch(folder: Path, artifact: Path, runtime: str) -> Check:
 
     from edgeprune.divergence import compare
 
-    threads = physical_cores()
-    options = {"n_ctx": CHECK_TOKENS, "n_threads": threads, "precise": True}
-    reference = catalog.load("edgeprune.runtimes", "transformers").open_session(folder, **options)
-    try:
-        tokens = reference.tokenize(default_text("evaluation")[1][:4000])[: CHECK_TOKENS - 1]
-        tokens = [tokens[0] if reference.bos_token is None else reference.bos_token, *tokens]
-        expected = torch.from_numpy(reference.logits(tokens))
-    finally:
-        reference.close()
-    session = catalog.load("edgeprune.runtimes", runtime).open_session(artifact, **options)
+    tokens, expected = _reference(folder, sha256_tree(folder))
+    session = catalog.load("edgeprune.runtimes", runtime).open_session(artifact, **_precise())
     try:
         found = torch.from_numpy(session.logits(tokens).copy())
     finally:
@@ -108,6 +104,24 @@ def compare_with_torch(folder: Path, artifact: Path, runtime: str) -> Check:
         raise InputRejected(f"{artifact.name} gives logits of shape {list(found.shape)}, torch {list(expected.shape)}")
     d = compare(expected.log_softmax(-1), found, torch.tensor(tokens))
     return Check((found - expected).abs().max().item(), d.kl / d.tokens)
+
+
+@functools.lru_cache(maxsize=1)
+def _reference(folder: Path, _sha256: str) -> tuple[list[int], torch.Tensor]:
+    """Check prompt and torch's logits (t, v) on it; kept, since a folder is often exported several times in a row."""
+    import torch
+
+    session = catalog.load("edgeprune.runtimes", "transformers").open_session(folder, **_precise())
+    try:
+        tokens = session.tokenize(default_text("evaluation")[1][:4000])[: CHECK_TOKENS - 1]
+        tokens = [tokens[0] if session.bos_token is None else session.bos_token, *tokens]
+        return tokens, torch.from_numpy(session.logits(tokens).copy())
+    finally:
+        session.close()
+
+
+def _precise() -> dict[str, Any]:
+    return {"n_ctx": CHECK_TOKENS, "n_threads": physical_cores(), "precise": True}
 
 
 def bits(quant: str) -> int:

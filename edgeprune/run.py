@@ -37,8 +37,6 @@ Progress = Callable[[str, int, int], None]
 RUNTIME_OF = {"gguf": "llamacpp", "onnx": "onnxruntime"}
 FORMAT_OF = {runtime: fmt for fmt, runtime in RUNTIME_OF.items()}
 DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4")
-# The same nominal width in the other runtime, for baselines.
-COUNTERPART = {"Q8_0": "int8", "Q4_K_M": "int4", "Q4_0": "int4", "F16": "fp16", "F32": "fp32"}
 
 
 class Options(NamedTuple):
@@ -170,11 +168,7 @@ def _export_all(
     wanted = list(dict.fromkeys([planned, *options.exports]))
     jobs = [(out / "pruned", name, "") for name in wanted]
     if options.baseline and made.removed:
-        other = "onnx" if made.runtime == "llamacpp" else "gguf"
-        twin = next(
-            (f"{other}:{b if other == 'onnx' else a}" for a, b in COUNTERPART.items() if made.quant in (a, b)), planned
-        )
-        jobs += [(base, name, "whole/") for name in dict.fromkeys([planned, twin]) if name in wanted]
+        jobs.append((base, planned, "whole/"))
     artifacts = []
     for folder, name, prefix in jobs:
         fmt, quant = _split(name)

@@ -41,9 +41,9 @@ def test_run_plans_makes_measures_reports_and_resumes(tiny_folder, tmp_path):
     assert len(plan.blocks) == 5 and plan.prediction.memory_bytes < whole
     check_sums(out / "pruned")
     report = Report.from_json((out / "report.json").read_text())
-    assert [a.path.split("/")[0] for a in report.artifacts] == ["gguf", "onnx", "whole", "whole"]
-    assert [a.n_blocks for a in report.artifacts] == [5, 5, 6, 6]
-    assert len(report.measurements) == 4 and {m.artifact for m in report.measurements} == {
+    assert [a.path.split("/")[0] for a in report.artifacts] == ["gguf", "onnx", "whole"]
+    assert [a.n_blocks for a in report.artifacts] == [5, 5, 6]
+    assert len(report.measurements) == 3 and {m.artifact for m in report.measurements} == {
         a.path for a in report.artifacts
     }
     assert {q.subject for q in report.qualities} == {"whole", "pruned"} | {a.path for a in report.artifacts}
@@ -56,7 +56,7 @@ def test_run_plans_makes_measures_reports_and_resumes(tiny_folder, tmp_path):
 
     before = written(out)
     again = edgeprune(*command)
-    assert again.stderr.count("already done") == 8  # score, prune, four exports, measure, evaluate
+    assert again.stderr.count("already done") == 7  # score, prune, three exports, measure, evaluate
     changed = {k for k, v in written(out).items() if before.get(k) != v}
     assert not {k for k in changed if k.startswith(("pruned", "gguf", "onnx", "whole"))}
     assert Report.from_json((out / "report.json").read_text()) == report
