@@ -360,7 +360,7 @@ def _device(name: str) -> Any:
     from edgeprune import devices as library
 
     profile = library.load(name)
-    if profile.siblings and name not in (profile.id, str(profile.id)):
+    if profile.siblings and name != profile.id:
         note(f"{name} is taken as {profile.id} ({profile.name}); it could also mean {', '.join(profile.siblings)}")
     return profile
 

@@ -125,7 +125,7 @@ def _inspect_gguf(path: Path, name: str | None) -> ModelSpec:
         parts.add(int(layer[1]) if layer else None, layer[2] if layer else tensor, t.shape, t.type, t.n_bytes)
     window = values.get("attention.sliding_window")
     return parts.spec(
-        name=name or m.get("general.basename") and path.stem or path.stem,
+        name=name or path.stem,
         format="gguf",
         model_type=arch,
         hidden_size=hidden,
