@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Shapes:
 
         self.attn = [intern(b.attn) for b in spec.blocks]
         self.ffn = [intern(b.ffn) for b in spec.blocks]
-        self.params = [sum(_count(s) for _, s in t) for t in self.tensors]
+        self.params = [sum(math.prod(s) for _, s in t) for t in self.tensors]
         self._gguf: dict[tuple, tuple[int, int, int]] = {}
 
     def block_params(self, blocks: Blocks) -> int:
@@ -131,14 +132,14 @@ class Shapes:
         embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
         if spec.tied_embeddings:
             head = None
-        params = self.block_params(blocks) + sum(_count(s) for s in (embed, head) if s)
+        params = self.block_params(blocks) + sum(math.prod(s) for s in (embed, head) if s)
         if quant == "int4" and params < ONNX_SMALL_PARAMS:
             head_quant = "int8"
         small = 2 if quant == "fp16" else 4
         norm = spec.hidden_size * small
         rope = spec.context_length_tokens * spec.head_dim * small  # cosine and sine, half a head each
-        table = round(_count(embed) * ONNX_BYTES[head_quant])
-        out = round(_count(head) * ONNX_BYTES[head_quant]) if head else 0
+        table = round(math.prod(embed) * ONNX_BYTES[head_quant])
+        out = round(math.prod(head) * ONNX_BYTES[head_quant]) if head else 0
         total = body + norm + rope + table + out
         graph = ONNX_GRAPH_BYTES_PER_BLOCK[quant] * len(blocks) + 4096
         file = total + graph + ONNX_TOKENIZER_BYTES * spec.vocab_size
@@ -153,7 +154,7 @@ class Shapes:
             total = 0.0
             for role, shape in self.tensors[kind]:
                 matrix = len(shape) == 2 and role.endswith(".weight")
-                size = _count(shape) * (ONNX_BYTES[quant] if matrix else small)
+                size = math.prod(shape) * (ONNX_BYTES[quant] if matrix else small)
                 total += size
                 if matrix and role not in ("attn_k.weight", "attn_v.weight"):  # stored behind the queries
                     total += ONNX_PAGE / 2  # each matrix starts on a page
@@ -175,10 +176,3 @@ def quants(runtime: str) -> tuple[str, ...]:
     if runtime not in formats:
         raise UsageError(f"no export for runtime {runtime!r}; known: {', '.join(formats)}")
     return formats[runtime]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n

@@ -214,9 +214,7 @@ def _entry(path: Path, name: str, value: dict[str, Any], base: int, size: int) -
         raise InputRejected(f"{path}: a tensor has an unusable name")
     if not all(type(d) is int and d >= 0 for d in (*shape, start, end)):
         raise InputRejected(f"{path}: tensor {name!r} has a negative or fractional shape or offset")
-    n = DTYPE_BYTES[dtype]
-    for d in shape:
-        n *= d
+    n = DTYPE_BYTES[dtype] * math.prod(shape)
     if end - start != n:
         raise InputRejected(f"{path}: tensor {name!r} of shape {list(shape)} needs {n} bytes and has {end - start}")
     if base + end > size:

@@ -32,6 +32,7 @@ from edgeprune._options import (
 )
 from edgeprune._terminal import emit, guarded, note, progress, say
 from edgeprune.errors import UsageError
+from edgeprune.files import refuse_existing
 from edgeprune.types import Budget
 
 EXIT_CODES = (
@@ -108,15 +109,14 @@ def score(
     """Rate the blocks, order their removal and measure the damage of every step. Slow, once per model."""
     from edgeprune import catalog, files, folders
     from edgeprune import model as models
-
-    catalog.load("edgeprune.metrics", metric)
-    _refuse_existing(output, force)
-    path = models.resolve(model)
-    spec = models.inspect(path)
-    steps = max_steps or max(1, spec.n_blocks // 3)
-    note(f"scoring {spec.name}: {metric}, {steps} steps, up to {windows} windows of {window} tokens")
     from edgeprune import score as scoring
 
+    catalog.load("edgeprune.metrics", metric)
+    refuse_existing(output, force)
+    path = models.resolve(model)
+    spec = models.inspect(path)
+    steps = max_steps or scoring.default_steps(spec.n_blocks)
+    note(f"scoring {spec.name}: {metric}, {steps} steps, up to {windows} windows of {window} tokens")
     with folders.as_folder(path) as folder, progress() as tick:
         scores = scoring.score_folder(
             folder, spec, files=calibration or [], metric=metric, max_steps=steps, n_windows=windows,
@@ -150,7 +150,7 @@ def plan(
     from edgeprune import plan as planner
 
     if output:
-        _refuse_existing(output, force)
+        refuse_existing(output, force)
     budget = _budget(max_mem, min_tps, max_ttft, prompt, context, quant, runtime)
     spec, known = _spec_and_scores(model, scores)
     profile = _device(device)
@@ -175,7 +175,7 @@ def prune(
     from edgeprune import prune as pruning
     from edgeprune.types import Plan
 
-    _refuse_existing(output, force)
+    refuse_existing(output, force)
     made = folders.read_record(plan, Plan)
     path = models.resolve(model)
     spec = models.inspect(path)
@@ -207,7 +207,7 @@ def export(
     from edgeprune import folders
     from edgeprune import model as models
 
-    _refuse_existing(output, force)
+    refuse_existing(output, force)
     with folders.as_folder(models.resolve(folder)) as source, progress() as tick:
         artifact = exporting.export(
             source, format, quant, output, force=force, verify=verify,
@@ -379,11 +379,6 @@ def _spec_and_scores(model: str | None, scores: Path | None) -> tuple[Any, Any]:
         spec = ModelSpec.from_json(models.builtin_text("spec"))
         return spec, known or Scores.from_json(models.builtin_text("scores"))
     return models.inspect(models.resolve(model)), known
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; choose another output, or pass --force to replace it")
 
 
 def command_line() -> str:

@@ -12,7 +12,7 @@ from edgeprune.bench import physical_cores
 from edgeprune.calibration import default_text
 from edgeprune.checkpoint import open_checkpoint
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.files import check_sums, sha256_tree, staging, tree_bytes, write_sums
+from edgeprune.files import check_sums, refuse_existing, sha256_tree, staging, tree_bytes, write_sums
 from edgeprune.prune import read_provenance
 from edgeprune.types import Artifact
 
@@ -59,8 +59,7 @@ def export(
     quant = known[quant.lower()]
     if module.SUFFIX and out.suffix != module.SUFFIX:
         raise UsageError(f"a {fmt} artifact is a {module.SUFFIX} file; name the output {out.name}{module.SUFFIX}")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; choose another output, or pass --force to replace it")
+    refuse_existing(out, force)
     ck = open_checkpoint(folder)
     check_sums(folder)
     module.check(folder, quant)

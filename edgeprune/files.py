@@ -24,8 +24,7 @@ def staging(out: Path, force: bool = False) -> Iterator[Path]:
     Raises UsageError when `out` exists (unless `force`), OutOfResources when the disk or a permission says no.
     """
     out = Path(out)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; choose another output, or pass --force to replace it")
+    refuse_existing(out, force)
     partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         with disk_errors(out):
@@ -38,6 +37,12 @@ def staging(out: Path, force: bool = False) -> Iterator[Path]:
             _replace(partial, out)
     finally:
         _remove(partial)
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises UsageError when an output is there already; verbs ask before they work, `staging` before it writes."""
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another output, or pass --force to replace it")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ memory at a time.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def materialise(gguf: Path, out: Path, force: bool = False) -> None:
 
     gguf = Path(gguf)
     header = read_header(gguf)
-    need_space(out, sum(4 * _count(t.shape) for t in header.tensors.values()))
+    need_space(out, sum(4 * math.prod(t.shape) for t in header.tensors.values()))
     with staging(out, force) as partial:
         partial.mkdir()
         try:
@@ -67,7 +68,7 @@ def write_weights(gguf: Path, header: GGUFHeader, family: Any, config: Any, path
 
         tensor = header.tensors[names[name]]
         raw = np.memmap(gguf, mode="r", dtype=np.uint8, offset=tensor.offset, shape=(tensor.n_bytes,))
-        rows = _count(tensor.shape[:-1])
+        rows = math.prod(tensor.shape[:-1])
         values = dequantize(raw.reshape(rows, -1), GGMLQuantizationType[tensor.type]).reshape(tensor.shape)
         role = names[name].split(".")[-2]
         return unpermute(values, heads[role]) if family.PERMUTE_QK and role in heads else values
@@ -115,10 +116,3 @@ def _check_tokens(tok: Any, gguf: Path) -> None:
         raise InputRejected(
             f"{gguf}: transformers can't rebuild its tokenizer exactly; use the model's transformers folder"
         )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n

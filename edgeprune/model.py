@@ -7,6 +7,7 @@ the same shape are told apart although no tensor is ever read whole.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -161,10 +162,7 @@ class _Parts:
             self.layers[layer][role] = tuple(shape)
         else:
             raise InputRejected(f"{self.where} says {self.n_blocks} layers, a tensor belongs to layer {layer}")
-        n = 1
-        for d in shape:
-            n *= d
-        self.dtypes[dtype] += n
+        self.dtypes[dtype] += math.prod(shape)
         self.weight_bytes += n_bytes
 
     def spec(self, *, windows: list[int | None], **fields: Any) -> ModelSpec:

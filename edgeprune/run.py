@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune import __version__, bench, cost, model, plan, prune
+from edgeprune import __version__, bench, catalog, cost, model, plan, prune
 from edgeprune.blocks import whole
 from edgeprune.calibration import keep_apart, read_text, text_sha256
 from edgeprune.errors import EdgepruneError, UsageError
@@ -34,8 +34,6 @@ from edgeprune.types import (
 )
 
 Progress = Callable[[str, int, int], None]
-RUNTIME_OF = {"gguf": "llamacpp", "onnx": "onnxruntime"}
-FORMAT_OF = {runtime: fmt for fmt, runtime in RUNTIME_OF.items()}
 DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4")
 
 
@@ -145,7 +143,7 @@ def _score(base: Path, spec: ModelSpec, out: Path, options: Options, journal: Jo
     from edgeprune import score
 
     path = out / "scores.json"
-    steps = options.max_steps or max(1, spec.n_blocks // 3)
+    steps = options.max_steps or score.default_steps(spec.n_blocks)
 
     def work() -> None:
         scores = score.score_folder(
@@ -164,7 +162,8 @@ def _export_all(
 ) -> list[Artifact]:
     from edgeprune.export import export
 
-    planned = f"{FORMAT_OF[made.runtime]}:{made.quant}"
+    formats = {module.RUNTIME: fmt for fmt, module in catalog.load_all("exporters").items()}
+    planned = f"{formats[made.runtime]}:{made.quant}"
     wanted = list(dict.fromkeys([planned, *options.exports]))
     jobs = [(out / "pruned", name, "") for name in wanted]
     if options.baseline and made.removed:
@@ -249,7 +248,7 @@ def _write_predictions(
     found: dict[str, Prediction] = {}
     for a in artifacts:
         blocks = made.blocks if a.n_blocks == len(made.blocks) else whole(spec.n_blocks)
-        runtime = RUNTIME_OF[a.format]
+        runtime = catalog.load("exporters", a.format).RUNTIME
         backend = made.backend if runtime == made.runtime else cost.best_backend(device, runtime)
         if backend is None:
             continue
@@ -279,7 +278,7 @@ def environment() -> dict[str, str]:
 
 def _split(name: str) -> tuple[str, str]:
     fmt, _, quant = name.partition(":")
-    if fmt not in RUNTIME_OF or not quant:
+    if fmt not in catalog.names("exporters") or not quant:
         raise UsageError(f"--export {name!r}: write FORMAT:QUANT, for example gguf:Q4_K_M or onnx:int8")
     return fmt, quant
 

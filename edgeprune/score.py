@@ -50,6 +50,11 @@ def score(
     )
 
 
+def default_steps(n_blocks: int) -> int:
+    """How far a removal path goes unless asked: a third of the blocks."""
+    return max(1, n_blocks // 3)
+
+
 def one_shot_path(damage: list[float], max_steps: int) -> list[Blocks]:
     """Block lists after 0, 1, 2, … removals in order of damage; one block always stays."""
     order = sorted(range(len(damage)), key=lambda i: (damage[i], i))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,7 +62,7 @@ class SubLayerSpec(Record):
 
     @property
     def params(self) -> int:
-        return sum(_size(s) for s in self.tensors.values())
+        return sum(math.prod(s) for s in self.tensors.values())
 
 
 class BlockSpec(Record):
@@ -96,18 +97,11 @@ class ModelSpec(Record):
 
     @property
     def params(self) -> int:
-        return sum(_size(s) for s in self.globals.values()) + sum(b.attn.params + b.ffn.params for b in self.blocks)
+        return sum(math.prod(s) for s in self.globals.values()) + sum(b.attn.params + b.ffn.params for b in self.blocks)
 
     @property
     def kv_elements_per_token(self) -> int:
         return sum(b.kv_elements_per_token for b in self.blocks)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n
 
 
 # --- scores -------------------------------------------------------------------------------------
