@@ -60,3 +60,38 @@ def describe_removed(blocks: Blocks, n_blocks: int) -> str:
     if halves:
         parts.append(" ".join(halves))
     return "; ".join(parts)
+
+
+def to_text(blocks: Blocks) -> str:
+    """A block list in one line: "0-10 13 14:15 20:- 21" (attention:feed-forward, "-" for none, runs of whole layers)."""
+    parts: list[str] = []
+    run: list[int] = []
+
+    def close() -> None:
+        if run:
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+            run.clear()
+
+    for b in blocks:
+        if b.attn is not None and b.attn == b.ffn:
+            if run and run[-1] + 1 != b.attn:
+                close()
+            run.append(b.attn)
+        else:
+            close()
+            parts.append(":".join("-" if i is None else str(i) for i in (b.attn, b.ffn)))
+    close()
+    return " ".join(parts)
+
+
+def from_text(text: str) -> Blocks:
+    """The reverse of `to_text`. Raises ValueError for anything else."""
+    out: list[Block] = []
+    for part in text.split():
+        if ":" in part:
+            attn, ffn = (None if half == "-" else int(half) for half in part.split(":"))
+            out.append(Block(attn=attn, ffn=ffn))
+        else:
+            first, _, last = part.partition("-")
+            out += [Block(attn=i, ffn=i) for i in range(int(first), int(last or first) + 1)]
+    return tuple(out)

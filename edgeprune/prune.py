@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import __version__, families
-from edgeprune.blocks import check_blocks, is_portable
+from edgeprune.blocks import check_blocks, is_portable, to_text
 from edgeprune.checkpoint import Checkpoint, TensorEntry, copy_tensors, open_checkpoint
 from edgeprune.errors import InputRejected, WrongWeights
 from edgeprune.files import need_space, staging, write_sums
@@ -99,6 +99,7 @@ def provenance(plan: Plan, base_model: str) -> dict[str, Any]:
         "base_fingerprint": plan.fingerprint,
         "blocks_whole": plan.n_blocks_whole,
         "blocks": len(plan.blocks),
+        "kept": to_text(plan.blocks),
         "removed": plan.removed,
         "plan_sha256": plan.digest(),
     }

@@ -16,6 +16,7 @@ from edgeprune.checkpoint import Checkpoint, open_checkpoint
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.families import for_model_type
 from edgeprune.files import disk_errors, need_space
+from exporters import PLAIN, Options
 from exporters._gguf_shape import Shape, arch_metadata, read_shape
 from exporters._gguf_tensors import (
     Planned,
@@ -48,12 +49,12 @@ class _Job(NamedTuple):
     tokenizer: dict[str, Any]
 
 
-def check(folder: Path, quant: str, tokenizer_pre: str | None = None) -> None:
+def check(folder: Path, quant: str, options: Options = PLAIN) -> None:
     """Everything that could stop an export, found from headers and tokenizer files in well under a second.
 
     Raises UsageError for an unknown `quant`, InputRejected for what GGUF or llama.cpp cannot hold.
     """
-    job = _open(folder, quant, tokenizer_pre)
+    job = _open(folder, quant, options)
     plan_tensors(job.checkpoint, job.family, job.shape, "F32")
 
 
@@ -63,14 +64,14 @@ def export(
     quant: str,
     provenance: dict[str, str],
     progress: Callable[[str, float], None],
-    tokenizer_pre: str | None = None,
+    options: Options = PLAIN,
 ) -> None:
     """Write `out`. `provenance` becomes `edgeprune.<key>` texts; `progress` gets a stage and a fraction of it.
 
     Raises as `check`, InputRejected for weights that are not finite, OutOfResources when disk or memory run out.
     """
     folder, out = Path(folder), Path(out)
-    job = _open(folder, quant, tokenizer_pre)
+    job = _open(folder, quant, options)
     planned = plan_tensors(job.checkpoint, job.family, job.shape, quant if quant in _DIRECT else "F32")
     if quant in _DIRECT:
         _write(job, planned, out, quant, provenance, lambda x: progress(f"writing {quant}", x))
@@ -88,13 +89,13 @@ def export(
         temporary.unlink(missing_ok=True)
 
 
-def _open(folder: Path, quant: str, tokenizer_pre: str | None) -> _Job:
+def _open(folder: Path, quant: str, options: Options) -> _Job:
     if quant not in _FILE_TYPE:
         raise UsageError(f"no GGUF quantisation called {quant!r}; known: {', '.join(QUANTS)}")
     checkpoint = open_checkpoint(Path(folder))
     family = for_model_type(checkpoint.config["model_type"])
     shape = read_shape(checkpoint.config, family)
-    tokenizer = tokenizer_metadata(checkpoint.folder, checkpoint.config, shape.vocab, tokenizer_pre)
+    tokenizer = tokenizer_metadata(checkpoint.folder, checkpoint.config, shape.vocab, options.tokenizer_pre)
     return _Job(checkpoint, family, shape, tokenizer)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from edgeprune.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.families import for_model_type
+from exporters import PLAIN, Options
 from exporters._onnx_config import carry, genai_config, read_generation
 from exporters._onnx_graph import GraphWriter
 from exporters._onnx_quant import BLOCK
@@ -38,22 +39,25 @@ _SMALL_PARAMS = 500_000_000
 LAST = "/lm_head/last"
 
 
-def check(folder: Path, quant: str) -> None:
+def check(folder: Path, quant: str, options: Options = PLAIN) -> None:
     """Can this folder be exported? Reads headers only.
 
     Raises UsageError for an unknown quant, InputRejected for a model that the graph can't hold.
     """
+    _refuse(options)
     _open(Path(folder), quant)
 
 
 def export(
-    folder: Path, out: Path, quant: str, provenance: dict[str, str], progress: Callable[[str, float], None]
-) -> None:
+    folder: Path, out: Path, quant: str, provenance: dict[str, str], progress: Callable[[str, float], None],
+    options: Options = PLAIN,
+) -> None:  # fmt: skip
     """Write the ONNX folder `out` (created here). `provenance` goes to the model's metadata as edgeprune.<key>.
 
     `progress` gets a label and the fraction done. Raises as `check`, and InputRejected for weights that overflow.
     """
     folder, out = Path(folder), Path(out)
+    _refuse(options)
     checkpoint, config = _open(folder, quant)
     out.mkdir()
     graph = GraphWriter(out, np.float16 if quant == "fp16" else np.float32)
@@ -67,6 +71,12 @@ def export(
     text = json.dumps(genai_config(config, read_generation(folder), _head_dim(config)), indent=4)
     (out / "genai_config.json").write_text(text + "\n", encoding="utf-8")
     progress("written", 1.0)
+
+
+def _refuse(options: Options) -> None:
+    for flag, value in (("--imatrix", options.imatrix), ("--tokenizer-pre", options.tokenizer_pre)):
+        if value is not None:
+            raise UsageError(f"{flag} is for GGUF; ONNX exports have no use for it")
 
 
 def _open(folder: Path, quant: str) -> tuple[Checkpoint, Any]:

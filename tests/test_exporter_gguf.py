@@ -16,6 +16,7 @@ from conftest import FAMILIES
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.gguf_file import read_header
 from edgeprune.runtimes import llamacpp
+from exporters import Options
 from exporters import gguf as exporter
 from exporters._gguf_pre import pre_tokenizer
 
@@ -333,7 +334,7 @@ def test_unknown_pre_tokenizer_needs_a_name(tiny_folder, tmp_path):
     edit_json(folder / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(InputRejected, match="--tokenizer-pre"):
         exporter.check(folder, "F16")
-    path = export(folder, tmp_path / "m.gguf", tokenizer_pre="olmo")
+    path = export(folder, tmp_path / "m.gguf", options=Options(tokenizer_pre="olmo"))
     assert read_header(path).metadata["tokenizer.ggml.pre"] == "olmo"
 
 

@@ -56,7 +56,8 @@ def test_types_and_errors_import_nothing_of_ours():
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_who_imports_whom(path):
     name, found = module_name(path), imports(path)
-    assert not (found & {"edgeprune.cli"}), "nothing imports cli"
+    if not name.startswith("edgeprune.cli"):
+        assert not {f for f in found if f.startswith("edgeprune.cli")}, "nothing imports cli"
     leaf = next((leaf for leaf in LEAVES if name.startswith(leaf + ".")), None)
     if leaf:
         allowed = BASE | FILE_LAYER | {"edgeprune.divergence"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from edgeprune._terminal import say, table
+from edgeprune.cli._terminal import say, table
 from edgeprune.types import (
     Artifact,
     DeviceProfile,

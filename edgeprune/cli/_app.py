@@ -1,0 +1,68 @@
+"""The typer application, how a verb joins it, and the few things verbs share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgeprune import __version__
+from edgeprune.cli._terminal import guarded, note, say
+from edgeprune.types import Budget
+
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 internal, 2 usage, 3 budget infeasible, 4 input rejected, 5 made for other weights, "
+    "6 out of disk or memory, 130 interrupted."
+)
+app = typer.Typer(
+    name="edgeprune",
+    help="Fit a language model to a device: plan, prune, export to GGUF and ONNX, measure, report.\n\n"
+    "MODEL is a transformers folder, a .gguf file or a hub id (org/name or org/name@revision).",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def verb(example: str):
+    """Register a function as a verb: errors in one line, an example in its help."""
+
+    def register(fn: Any) -> Any:
+        app.command(fn.__name__, epilog=f"Example: {example}\n\n{EXIT_CODES}")(guarded(fn))
+        return fn
+
+    return register
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    if version:
+        say(f"edgeprune {__version__}")
+        raise typer.Exit(0)
+
+
+def command_line() -> str:
+    """What the user typed, for the report and the model card."""
+    return shlex.join(["edgeprune", *sys.argv[1:]])
+
+
+def budget_of(max_mem: Any, min_tps: Any, max_ttft: Any, prompt: int, context: int, quant: str, runtime: str) -> Budget:
+    return Budget(
+        max_mem_bytes=max_mem, min_decode_tok_per_s=min_tps, max_ttft_s=max_ttft, prompt_tokens=prompt,
+        context_tokens=context, quant=quant, runtime=runtime,
+    )  # fmt: skip
+
+
+def device_profile(name: str) -> Any:
+    """The profile a name or alias stands for, saying so when it could have meant others."""
+    from edgeprune import devices as library
+
+    profile = library.load(name)
+    if profile.siblings and name != profile.id:
+        note(f"{name} is taken as {profile.id} ({profile.name}); it could also mean {', '.join(profile.siblings)}")
+    return profile

@@ -1,0 +1,89 @@
+"""edgeprune run"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import _show
+from edgeprune.cli._app import budget_of, command_line, device_profile, verb
+from edgeprune.cli._options import (
+    Calibration,
+    Context,
+    Device,
+    Json,
+    MaxMem,
+    MaxSteps,
+    MaxTtft,
+    Metric,
+    MinTps,
+    Mode,
+    Prompt,
+    Quant,
+    Runtime,
+    Texts,
+    Window,
+    Windows,
+)
+from edgeprune.cli._terminal import emit, note, progress
+
+
+@verb("edgeprune run --device host --max-mem 200MB -o demo")
+def run(
+    device: Device,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder for everything; the same call goes on where it stopped.")
+    ],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
+    ] = None,
+    max_mem: MaxMem = None,
+    min_tps: MinTps = None,
+    max_ttft: MaxTtft = None,
+    prompt: Prompt = 512,
+    context: Context = 2048,
+    quant: Quant = "auto",
+    runtime: Runtime = "auto",
+    mode: Mode = None,
+    scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`; else scored here.")] = None,
+    metric: Metric = "block_influence",
+    calibration: Calibration = None,
+    text: Texts = None,
+    windows: Windows = 8,
+    window: Window = 512,
+    max_steps: MaxSteps = None,
+    exports: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4."),
+    ] = None,  # noqa: E501
+    baseline: Annotated[bool, typer.Option(help="Also measure the whole model at the planned quantisation.")] = True,
+    json: Json = False,
+) -> None:
+    """Score, plan, prune, export, measure, evaluate and report in one folder, skipping what is done and verified."""
+    from edgeprune import folders
+    from edgeprune import model as models
+    from edgeprune import report as reporting
+    from edgeprune import run as running
+    from edgeprune.types import Scores
+
+    budget = budget_of(max_mem, min_tps, max_ttft, prompt, context, quant, runtime)
+    profile = device_profile(device)
+    if model is None:
+        note(f"no MODEL named: using the built-in {models.BUILTIN}")
+    source = models.resolve(model or models.BUILTIN)
+    options = running.Options(
+        metric=metric, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
+        max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
+    )  # fmt: skip
+    note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")
+    with progress() as tick:
+        running.run(
+            source, models.inspect(source, model and folders.public_name(model)), profile, budget, output, options,
+            base_model=folders.public_name(model or models.BUILTIN), command=command_line(), say=note, progress=tick,
+            scores=folders.read_record(scores, Scores) if scores else None,
+        )  # fmt: skip
+    made = reporting.build(output)
+    paths = reporting.write(made, output / "report.html", force=True)
+    emit(made) if json else _show.report(made, paths)

@@ -1,0 +1,46 @@
+"""edgeprune score"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import _show
+from edgeprune.cli._app import verb
+from edgeprune.cli._options import Calibration, Force, Json, MaxSteps, Metric, Window, Windows
+from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.files import refuse_existing
+
+
+@verb("edgeprune score ./SmolLM2-135M-Instruct -o scores.json")
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    output: Annotated[Path, typer.Option("-o", "--output")],
+    metric: Metric = "block_influence",
+    calibration: Calibration = None,
+    windows: Windows = 16,
+    window: Window = 512,
+    max_steps: MaxSteps = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Rate the blocks, order their removal and measure the damage of every step. Slow, once per model."""
+    from edgeprune import catalog, files, folders
+    from edgeprune import model as models
+    from edgeprune import score as scoring
+
+    catalog.load("edgeprune.metrics", metric)
+    refuse_existing(output, force)
+    path = models.resolve(model)
+    spec = models.inspect(path)
+    steps = max_steps or scoring.default_steps(spec.n_blocks)
+    note(f"scoring {spec.name}: {metric}, {steps} steps, up to {windows} windows of {window} tokens")
+    with folders.as_folder(path) as folder, progress() as tick:
+        scores = scoring.score_folder(
+            folder, spec, files=calibration or [], metric=metric, max_steps=steps, n_windows=windows,
+            context_tokens=window, progress=tick,
+        )  # fmt: skip
+    files.write_text(output, scores.to_json(), force)
+    emit(scores) if json else _show.scores(scores, output)
