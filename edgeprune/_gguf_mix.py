@@ -1,87 +1,93 @@
 """Which type each tensor of a quantised GGUF gets, and so its exact bytes.
 
-llama.cpp does not give every tensor the type that a file is named after: some positions get more bits, rows that
-a 256-wide block does not divide fall back, norms stay F32. The rules here restate those of llama.cpp
-(src/llama-quant.cpp as vendored by llama-cpp-python 0.3.36; no importance matrix, no experts, as this project
-quantises) for the tensor roles of its families. tests/test_cost.py checks them against real quantised files.
+llama.cpp does not give every tensor the type that a file is named after: some roles and positions get more bits, rows
+that a block of 256 does not divide fall back, norms stay F32. The rules here restate llama_tensor_get_type_impl,
+tensor_type_fallback and tensor_requires_imatrix (src/llama-quant.cpp as vendored by llama-cpp-python 0.3.36) for models
+without experts. tests/test_cost.py checks them against llama.cpp's own choice for every quantisation.
 """
 
 from __future__ import annotations
 
-# type -> (elements per block, bytes per block); ggml/src/ggml-common.h
-BLOCKS = {
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "Q8_0": (32, 34),
-    "Q5_1": (32, 24),
-    "Q5_0": (32, 22),
-    "Q4_1": (32, 20),
-    "Q4_0": (32, 18),
-    "IQ4_NL": (32, 18),
-    "Q6_K": (256, 210),
-    "Q5_K": (256, 176),
-    "Q4_K": (256, 144),
-    "IQ4_XS": (256, 136),
-    "Q3_K": (256, 110),
-    "Q2_K": (256, 84),
-}
+import functools
+import math
+from typing import NamedTuple
+
+from edgeprune.gguf_file import GGML_TYPES
+
+BLOCKS = {name: (size, n_bytes) for name, size, n_bytes in GGML_TYPES.values()}  # elements and bytes per block
 
 # file quantisation -> the type most tensors get
 DEFAULT = {
-    "F32": "F32",
-    "F16": "F16",
-    "BF16": "BF16",
-    "Q8_0": "Q8_0",
-    "Q6_K": "Q6_K",
-    "Q5_K_M": "Q5_K",
-    "Q5_K_S": "Q5_K",
-    "Q4_K_M": "Q4_K",
-    "Q4_K_S": "Q4_K",
-    "Q4_0": "Q4_0",
-    "Q4_1": "Q4_1",
-    "IQ4_XS": "IQ4_XS",
-    "IQ4_NL": "IQ4_NL",
-    "Q3_K_M": "Q3_K",
-    "Q2_K": "Q2_K",
-}
+    "F32": "F32", "F16": "F16", "BF16": "BF16", "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q5_K_S": "Q5_K",
+    "Q5_1": "Q5_1", "Q5_0": "Q5_0", "Q4_K_M": "Q4_K", "Q4_K_S": "Q4_K", "Q4_1": "Q4_1", "Q4_0": "Q4_0",
+    "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS", "Q3_K_L": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_S": "Q3_K", "IQ3_M": "IQ3_S",
+    "IQ3_S": "IQ3_S", "IQ3_XS": "IQ3_S", "IQ3_XXS": "IQ3_XXS", "Q2_K": "Q2_K", "Q2_K_S": "Q2_K", "IQ2_M": "IQ2_S",
+    "IQ2_S": "IQ2_XS", "IQ2_XS": "IQ2_XS", "IQ2_XXS": "IQ2_XXS", "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S", "TQ2_0": "TQ2_0",
+    "TQ1_0": "TQ1_0", "Q2_0": "Q2_0", "Q1_0": "Q1_0",
+}  # fmt: skip
+ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
+NEED_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
+_FLOATS = ("F32", "F16", "BF16")
+_LOW = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"}  # a rule set of their own
+_LOW_UPPER = {"IQ2_S", "IQ2_M"}
 
-# where a row is not a multiple of 256
+# where a row is not a multiple of the block
 _FALLBACK = {
-    "IQ4_XS": "IQ4_NL",
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
 
-BY_PLACE = frozenset({"Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "IQ4_XS", "IQ4_NL"})  # whose mix follows the position
-POSITIONAL = ("attn_v.weight", "ffn_down.weight")  # the roles whose type depends on where the block stands
+
+class Facts(NamedTuple):
+    """What of a model, besides role and place, the choice depends on."""
+
+    gqa: int = 1  # query heads per key/value head
+    tied: bool = False  # the embedding is quantised as the output it also is
+    wide70: bool = False  # llama.cpp takes the model for a 70B
+    imatrix: bool = False
 
 
-def tensor_type(role: str, shape: tuple[int, ...], quant: str, *, index: int, n: int, gqa: int, wide70: bool) -> str:
+_VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
+_FEED_FORWARD = ("ffn_down", "ffn_up", "ffn_gate")  # and what begins so: experts
+
+
+@functools.cache
+def category(role: str) -> str:
+    """What llama.cpp takes a tensor for: "attn_v", "ffn_down", …, or its own name where nothing is special."""
+    name = role.removesuffix(".weight")
+    if name in _VALUES:
+        return "attn_v"
+    return next((f for f in _FEED_FORWARD if name.startswith(f)), name)
+
+
+# Files of these quantisations give some tensors a type by how many of their category come before.
+_BY_PLACE = frozenset({"Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q3_K_M", "IQ3_M"}) | NEED_IMATRIX
+
+
+def placed(quant: str, imatrix: bool) -> tuple[str, ...]:
+    """Categories of tensors whose type follows their position in the file."""
+    if quant not in _BY_PLACE and not (imatrix and quant in ("Q4_0", "Q5_0")):
+        return ()
+    return ("attn_v", *_FEED_FORWARD) if quant == "IQ3_XS" else ("attn_v", "ffn_down")
+
+
+def tensor_type(role: str, shape: tuple[int, ...], quant: str, index: int, n: int, facts: Facts) -> str:
     """Type of one block tensor.
 
     role: "attn_v.weight", …; shape in torch order (out, in); quant: key of DEFAULT; index: how many tensors of this
-    role come before it in the file; n: tensors of this role counted as llama.cpp does (attn_v: those present,
-    ffn_down: blocks); gqa: query heads per key/value head; wide70: an 80-block model, which llama.cpp takes for a 70B.
+    category come before it in the file; n: of how many, as llama.cpp counts (attn_v: those present, feed-forward:
+    blocks). What llama.cpp adds for 4 and for 8 experts is left out.
     """
     base = DEFAULT[quant]
     if not _quantised(role, shape):
         return "F32"
-    if base in ("F32", "F16", "BF16"):
+    if base in _FLOATS:
         return base
-    chosen = base
-    if role == "attn_v.weight":
-        chosen = _attn_v(quant, base, index, n, gqa)
-        if wide70 and chosen in ("Q3_K", "Q4_K"):
-            chosen = "Q5_K"
-    elif role == "ffn_down.weight":
-        chosen = _ffn_down(quant, base, index, n)
-    elif role == "attn_output.weight":
-        chosen = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}.get(quant, base)
-    return _fit(chosen, shape[-1])
+    choose = _low if quant in _LOW else _usual
+    return _fit(choose(category(role), quant, base, index, n, facts), shape[-1])
 
 
 def global_type(role: str, shape: tuple[int, ...], quant: str, *, tied: bool) -> str:
@@ -89,21 +95,28 @@ def global_type(role: str, shape: tuple[int, ...], quant: str, *, tied: bool) ->
     base = DEFAULT[quant]
     if not _quantised(role, shape):
         return "F32"
-    if base in ("F32", "F16", "BF16"):
+    if base in _FLOATS:
         return base
-    chosen = base
     if role == "output.weight" or tied:
-        chosen = "Q8_0" if shape[-1] % BLOCKS[base][0] or base == "Q8_0" else "Q6_K"
+        if shape[-1] % BLOCKS[base][0] or base == "Q8_0":
+            chosen = "Q8_0"
+        else:
+            chosen = "Q5_K" if quant in _LOW or quant == "IQ3_XXS" else "Q6_K"
+    elif quant in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"):
+        chosen = "Q2_K"
+    elif quant in ("IQ2_S", "IQ2_M", "IQ3_XXS"):
+        chosen = "IQ3_S"
+    elif quant in ("TQ1_0", "TQ2_0", "Q2_0"):
+        chosen = "Q4_K"
+    else:
+        chosen = base
     return _fit(chosen, shape[-1])
 
 
 def type_bytes(kind: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of this shape (last dimension contiguous, as a GGUF row)."""
-    size, bytes_ = BLOCKS[kind]
-    n = 1
-    for d in shape:
-        n *= d
-    return n // size * bytes_
+    size, n_bytes = BLOCKS[kind]
+    return math.prod(shape) // size * n_bytes
 
 
 def repacked(kind: str, shape: tuple[int, ...], isa: frozenset[str]) -> bool:
@@ -130,7 +143,36 @@ def repacked(kind: str, shape: tuple[int, ...], isa: frozenset[str]) -> bool:
 
 
 def _quantised(role: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) >= 2 and role.endswith("weight") and not role.endswith("_norm.weight")
+    kept = role.endswith("_norm.weight") or role == "ffn_gate_inp.weight"  # the latter chooses experts
+    return len(shape) >= 2 and role.endswith("weight") and not kept
+
+
+def _low(role: str, quant: str, base: str, i: int, n: int, facts: Facts) -> str:
+    """Under three bits."""
+    more = "IQ3_S" if quant in _LOW_UPPER else "Q2_K"
+    if role == "attn_v":
+        return "Q4_K" if facts.gqa >= 4 else more
+    if role == "ffn_down" and i < n // 8:
+        return more
+    if role == "attn_output":
+        return {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}.get(quant, base)
+    return base
+
+
+def _usual(role: str, quant: str, base: str, i: int, n: int, facts: Facts) -> str:
+    if role == "attn_v":
+        chosen = _attn_v(quant, base, i, n, facts)
+        return "Q5_K" if facts.wide70 and chosen in ("Q3_K", "Q4_K") else chosen
+    if role == "ffn_down":
+        return _ffn_down(quant, base, i, n, facts)
+    if role in ("attn_q", "attn_k"):
+        return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(quant, base)
+    if role == "attn_output":
+        more = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}
+        return more.get(quant, base)
+    if role in ("ffn_gate", "ffn_up") and quant == "IQ3_XS" and n // 8 <= i < 7 * n // 8:
+        return "IQ3_XXS"
+    return base
 
 
 def _more_bits(i: int, n: int) -> bool:
@@ -138,33 +180,50 @@ def _more_bits(i: int, n: int) -> bool:
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
-def _attn_v(quant: str, base: str, i: int, n: int, gqa: int) -> str:
-    if quant == "Q2_K":
-        return "Q4_K" if gqa >= 4 else "Q3_K"
-    if quant == "Q3_K_M":
-        return "Q5_K" if i < 2 else "Q4_K"
-    if quant in ("IQ4_NL", "IQ4_XS") and gqa >= 4:
-        return "Q5_K"
-    if quant in ("Q4_K_M", "Q5_K_M") and _more_bits(i, n):
-        return "Q6_K"
-    if quant == "Q4_K_S" and i < 4:
-        return "Q5_K"
-    return base
-
-
-def _ffn_down(quant: str, base: str, i: int, n: int) -> str:
+def _attn_v(quant: str, base: str, i: int, n: int, facts: Facts) -> str:
+    if facts.gqa >= 4:
+        wide = {"IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
+        wide |= dict.fromkeys(("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "Q4_K")
+        if quant in wide:
+            return wide[quant]
     if quant == "Q2_K":
         return "Q3_K"
+    if quant == "IQ3_XXS":
+        return "IQ3_XXS" if facts.imatrix else "IQ3_S"
+    if quant == "IQ3_M":
+        return "Q4_K"
     if quant == "Q3_K_M":
-        return "Q5_K" if i < n // 16 else "Q4_K"
+        return "Q5_K" if i < 2 else "Q4_K"
+    if quant == "Q3_K_L" or (quant == "Q4_K_S" and i < 4):
+        return "Q5_K"
     if quant in ("Q4_K_M", "Q5_K_M") and _more_bits(i, n):
         return "Q6_K"
-    if quant in ("IQ4_NL", "IQ4_XS", "Q4_K_S") and i < n // 8:
-        return "Q5_K"
     return base
+
+
+def _ffn_down(quant: str, base: str, i: int, n: int, facts: Facts) -> str:
+    first = i < n // 8
+    if quant == "Q2_K":
+        return "Q3_K"
+    if quant == "IQ3_XXS" and not facts.imatrix:
+        return "Q4_K" if first else "Q3_K"
+    if quant == "Q3_K_M":
+        return "Q5_K" if i < n // 16 else "Q4_K"
+    if quant == "Q3_K_L":
+        return "Q5_K"
+    if quant in ("Q4_K_M", "Q5_K_M") and _more_bits(i, n):
+        return "Q6_K"
+    if not first:
+        return base
+    if facts.imatrix:
+        guarded = {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}
+    else:
+        guarded = {"IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
+    return (guarded | {"Q2_K_S": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_S": "Q5_K"}).get(quant, base)
 
 
 def _fit(kind: str, row: int) -> str:
+    """Where a block does not divide the row: a type of the same order, else F16. (Q1_0 has none: exports refuse it.)"""
     if row % BLOCKS[kind][0] == 0:
         return kind
     kind = _FALLBACK.get(kind, kind)

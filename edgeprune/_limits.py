@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgeprune.errors import InfeasibleBudget
@@ -74,16 +75,21 @@ class Limits(NamedTuple):
 
 
 def explain_infeasible(
-    candidates: list[Candidate], limits: Limits, device: DeviceProfile, budget: Budget, spec: ModelSpec
+    candidates: list[Candidate],
+    limits: Limits,
+    device: DeviceProfile,
+    budget: Budget,
+    spec: ModelSpec,
+    refused: Sequence[str] = (),
 ) -> InfeasibleBudget:
     """Names the limit that binds and the nearest budget that works.
 
     `nearest` holds one changed line when changing one is enough, else the lines to change together; {} when no
-    budget on this device works.
+    budget on this device works. `refused`: what is said of steps that a runtime can't hold.
     """
     end = min(len(c.blocks) for c in candidates)
     start = f"no plan of {spec.name} on {device.id} meets {limits.text()}"
-    path = f"the removal path ends at {end} of {spec.n_blocks} blocks"
+    path = f"the removal path ends at {end} of {spec.n_blocks} blocks" + "".join(f"; {r}" for r in refused)
     unknown = _unknown(candidates, limits, device)
     if unknown:
         return InfeasibleBudget(f"{start}: {unknown}", {})

@@ -2,64 +2,67 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import math
+from collections import Counter
 
+from edgeprune import _tokenizer_bytes as tokenizer_bytes
 from edgeprune import families
-from edgeprune._model_parts import PROBE_BYTES, Parts, fingerprint, whole_number
-from edgeprune.checkpoint import Checkpoint, raw_bytes
-from edgeprune.errors import InputRejected
-from edgeprune.types import ModelSpec
+from edgeprune._fingerprint import PROBE_BYTES, fingerprint
+from edgeprune.checkpoint import Checkpoint, halves, raw_bytes
+from edgeprune.types import BlockSpec, ModelSpec, SubLayerSpec
 
 
 def inspect_folder(ck: Checkpoint, name: str) -> ModelSpec:
-    c, where = ck.config, f"{ck.folder}/config.json"
-    family = families.for_model_type(c["model_type"])
-    n_blocks, hidden, n_heads = (
-        whole_number(c, k, where) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
-    tied = bool(c.get("tie_word_embeddings", False))
-    parts = Parts(family, n_blocks, where)
-    for tensor, e in ck.tensors.items():
-        parts.add(*_role(family, tensor, where), e.shape, e.dtype, e.end - e.start)
-    if tied:
-        parts.globals.pop("output.weight", None)
-    samples = (
-        (
-            tensor,
-            e.dtype,
-            e.shape,
-            raw_bytes(e, max(0, (e.end - e.start - PROBE_BYTES) // 2), min(PROBE_BYTES, e.end - e.start)),
-        )
-        for tensor, e in sorted(ck.tensors.items())
-    )
-    return parts.spec(
+    """Raises InputRejected for a config that is unusable and for tensors that do not fit it."""
+    family = families.for_model_type(ck.config["model_type"])
+    d = family.decoder(ck.config)
+    places = families.place(family, d, {n: e.shape for n, e in ck.tensors.items()}, ck.folder)
+    roles: dict[int | None, dict[str, tuple[int, ...]]] = {i: {} for i in (None, *range(d.n_blocks))}
+    dtypes: Counter[str] = Counter()
+    for tensor, at in places.items():
+        entry = ck.tensors[tensor]
+        roles[at.layer][f"{at.role}.{at.kind}"] = entry.shape
+        dtypes[entry.dtype] += math.prod(entry.shape)
+
+    def half(layer: int, names: dict[str, str], there: bool) -> SubLayerSpec:
+        mine = {r: s for r, s in sorted(roles[layer].items()) if r.rsplit(".", 1)[0] in names.values()}
+        return SubLayerSpec(tensors=mine if there else {})
+
+    there = halves(ck)
+    samples = ((tensor, e.dtype, e.shape, _probe(e)) for tensor, e in sorted(ck.tensors.items()))
+    return ModelSpec(
         name=name,
         format="safetensors",
-        model_type=c["model_type"],
-        hidden_size=hidden,
-        intermediate_size=whole_number(c, "intermediate_size", where),
-        n_heads=n_heads,
-        n_kv_heads=c.get("num_key_value_heads") or n_heads,
-        head_dim=c.get("head_dim") or hidden // n_heads,
-        vocab_size=whole_number(c, "vocab_size", where),
-        context_length_tokens=whole_number(c, "max_position_embeddings", where),
-        tied_embeddings=tied,
-        windows=[family.sliding_window(c, i) for i in range(n_blocks)],
+        family=families.key(family),
+        model_type=d.model_type,
+        n_blocks=d.n_blocks,
+        hidden_size=d.hidden,
+        intermediate_size=d.ffn,
+        n_heads=d.n_heads,
+        n_kv_heads=d.n_kv_heads,
+        head_dim=d.head_dim,
+        vocab_size=d.vocab,
+        context_length_tokens=d.context_tokens,
+        tied_embeddings=families.is_tied(d, ck.tensors),
+        blocks=tuple(
+            BlockSpec(
+                attn=half(i, family.ATTN, there[i][0]),
+                ffn=half(i, family.FFN, there[i][1]),
+                sliding_window_tokens=d.windows[i],
+                rotates=d.ropes[i] is not None,
+                kv_elements_per_token=2 * d.n_kv_heads * d.head_dim if there[i][0] else 0,
+            )
+            for i in range(d.n_blocks)
+        ),
+        globals=dict(sorted(roles[None].items())),
+        dtypes=dict(sorted(dtypes.items())),
+        weight_bytes=sum(ck.tensors[t].end - ck.tensors[t].start for t in places),
+        tokenizer_bytes=tokenizer_bytes.of_folder(ck.folder, d.vocab),
         fingerprint=fingerprint(samples),
     )
 
 
-def _role(family: Any, tensor: str, where: str) -> tuple[int | None, str | None]:
-    """(layer, "attn_q.weight"), (None, "token_embd.weight"), or (None, None) for a tensor to ignore."""
-    path, _, kind = tensor.rpartition(".")
-    if path in family.GLOBALS:
-        return None, f"{family.GLOBALS[path]}.{kind}"
-    layer = re.fullmatch(re.escape(family.LAYER).replace(r"\{i\}", r"(\d+)") + "(.+)", tensor)
-    if layer:
-        if layer[2] in family.IGNORED:
-            return None, None
-        role = {**family.ATTN, **family.FFN}.get(layer[2].rpartition(".")[0])
-        if role:
-            return int(layer[1]), f"{role}.{kind}"
-    raise InputRejected(f"{where}: tensor {tensor!r} is not part of a {families.key(family)} model; refusing to guess")
+def _probe(entry) -> bytes:
+    """Up to 64 bytes from the middle."""
+    n = entry.end - entry.start
+    return raw_bytes(entry, max(0, (n - PROBE_BYTES) // 2), min(PROBE_BYTES, n))

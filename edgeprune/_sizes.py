@@ -1,31 +1,26 @@
-"""Bytes of a block list at a quantisation, for GGUF files and ONNX folders. Exact but for vocabulary and graph text."""
+"""Bytes of a block list at a quantisation, as GGUF file or ONNX folder: tensors exactly, the text around them nearly."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import NamedTuple
 
 from edgeprune import _gguf_mix as mix
+from edgeprune._sizes_onnx import ONNX_QUANTS, onnx_sizes
+from edgeprune.catalog import load, names
 from edgeprune.errors import UsageError
 from edgeprune.types import Blocks, ModelSpec, SubLayerSpec
 
-GGUF_QUANTS = tuple(mix.DEFAULT)
-ONNX_QUANTS = ("fp32", "fp16", "int8", "int4")
+__all__ = ["GGUF_QUANTS", "ONNX_QUANTS", "Shapes", "Sizes", "named", "quants", "sizes"]
 
-# Vocabulary, merges and other metadata of a GGUF, per token: 1,769,000 bytes for SmolLM2's 49,152 (measured).
-# Byte-level vocabularies range from 36 (SmolLM2) to 61 (Llama 3); the model's own header is not read here.
+GGUF_QUANTS = tuple(mix.DEFAULT)
+GGUF_ALIGN = 32
+# Where a model's vocabulary was not read: bytes per token of SmolLM2's, 1,769,000 for 49,152, and metadata (measured).
 GGUF_VOCAB_BYTES = 36
 GGUF_METADATA_BYTES = 4096
-GGUF_ALIGN = 32
+GGUF_PROVENANCE_BYTES = 900  # what a pruned file says of its origin (measured)
 
-# exporters.onnx: int8 and int4 in blocks of 32 with a float32 scale, int4 with a 4-bit zero point too. Graph text
-# per block and tokenizer.json per token are measured on SmolLM2's folders (77.6 kB fp32, 114.1 kB int8, 3.52 MB tokenizer).
-ONNX_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 32, "int4": 0.5 + 4.5 / 32}
-ONNX_SMALL_PARAMS = 500_000_000  # below this int4 keeps embedding and head at 8 bits
-ONNX_GRAPH_BYTES_PER_BLOCK = {"fp32": 2570, "fp16": 2570, "int8": 3780, "int4": 4500}
-ONNX_TOKENIZER_BYTES = 72
-ONNX_PAGE = 4096
+Shape = tuple[int, ...]
 
 
 class Sizes(NamedTuple):
@@ -35,131 +30,151 @@ class Sizes(NamedTuple):
     repack_bytes: int  # a second copy in another order that llama.cpp's CPU backend may keep
 
 
+class _Part(NamedTuple):
+    """One sub-layer in a file."""
+
+    n_bytes: int
+    repacked: int
+    n_tensors: int
+    table: int  # bytes of its entries in the tensor table, without the digits of the block
+
+
 class Shapes:
     """A model's sub-layers with equal ones made one, so that many block lists are sized quickly."""
 
     def __init__(self, spec: ModelSpec):
         self.spec = spec
         self.gqa = max(1, spec.n_heads // max(1, spec.n_kv_heads))
-        known: dict[tuple, int] = {}
-        self.tensors: list[tuple[tuple[str, tuple[int, ...]], ...]] = []
-
-        def intern(sub: SubLayerSpec) -> int:
-            key = tuple(sorted(sub.tensors.items()))
-            if key not in known:
-                known[key] = len(self.tensors)
-                self.tensors.append(key)
-            return known[key]
-
-        self.attn = [intern(b.attn) for b in spec.blocks]
-        self.ffn = [intern(b.ffn) for b in spec.blocks]
+        self.family = load("edgeprune.families", spec.family) if spec.family in names("edgeprune.families") else None
+        self._known: dict[tuple, int] = {}
+        self.tensors: list[tuple[tuple[str, Shape], ...]] = []  # by kind
+        self.attn = [self._kind(b.attn) for b in spec.blocks]
+        self.ffn = [self._kind(b.ffn) for b in spec.blocks]
         self.params = [sum(math.prod(s) for _, s in t) for t in self.tensors]
-        self._gguf: dict[tuple, tuple[int, int, int]] = {}
+        self._parts: dict[tuple, _Part] = {}
+        self._placed: dict[tuple, list[tuple[str, Shape]]] = {}
+        self.onnx_cache: dict[tuple, int] = {}
+
+    def _kind(self, sub: SubLayerSpec) -> int:
+        key = tuple(sorted(sub.tensors.items()))
+        if key not in self._known:
+            self._known[key] = len(self.tensors)
+            self.tensors.append(key)
+        return self._known[key]
+
+    def halves(self, blocks: Blocks) -> list[tuple[int | None, int | None]]:
+        """Per block the kinds of its attention and its feed-forward; None for a half it lacks."""
+        pairs = (
+            (None if b.attn is None else self.attn[b.attn], None if b.ffn is None else self.ffn[b.ffn]) for b in blocks
+        )
+        return [tuple(k if k is not None and self.tensors[k] else None for k in pair) for pair in pairs]
 
     def block_params(self, blocks: Blocks) -> int:
-        return sum(self.params[k] for b in blocks for k in self._kinds(b))
-
-    def _kinds(self, b) -> list[int]:
-        kinds = [] if b.attn is None else [self.attn[b.attn]]
-        return kinds if b.ffn is None else [*kinds, self.ffn[b.ffn]]
+        return sum(self.params[k] for pair in self.halves(blocks) for k in pair if k is not None)
 
     # --- GGUF -----------------------------------------------------------------------------------
 
-    def gguf(self, blocks: Blocks, quant: str, isa: frozenset[str] = frozenset()) -> Sizes:
-        """`isa`: CPU features that decide about repacking ("avx2", "avx512", "dotprod", "i8mm"); empty for none."""
+    def gguf(self, blocks: Blocks, quant: str, isa: frozenset[str] = frozenset(), imatrix: bool | None = None) -> Sizes:
+        """`isa`: CPU features that decide about repacking ("avx2", "avx512", "dotprod", "i8mm"); empty for none.
+
+        `imatrix`: whether an importance matrix is given, which changes some types; None: where `quant` needs one.
+        """
+        spec, halves, gqa = self.spec, self.halves(blocks), self.gqa
+        arch = self.family.GGUF_ARCH if self.family else spec.model_type
+        if any(None in pair for pair in halves):
+            arch = getattr(self.family, "GGUF_ARCH_IRREGULAR", arch)
+            gqa = 1 if arch == "openelm" and halves[0][0] is None else gqa  # as its first block says
+            halves = [self._filled(pair, arch) for pair in halves]
+        doubled = spec.tied_embeddings and spec.family == "olmo2"  # llama.cpp's graph of it asks for an output matrix
+        tied = spec.tied_embeddings and not doubled
         n = len(blocks)
-        n_v = sum(b.attn is not None for b in blocks)
-        wide70 = n == 80 and self.gqa > 1
-        total = repack = count = i_v = i_down = 0
-        if quant not in mix.BY_PLACE:
-            for kind, times in Counter(k for b in blocks for k in self._kinds(b)).items():
-                t, r, c = self._gguf_part(kind, quant, 0, 1, wide70, isa)
-                total, repack, count = total + t * times, repack + r * times, count + c * times
-        else:
-            for b in blocks:
-                for kind in self._kinds(b):
-                    is_attn = b.attn is not None and kind == self.attn[b.attn]
-                    index, of = (i_v, n_v) if is_attn else (i_down, n)
-                    t, r, c = self._gguf_part(kind, quant, index, of, wide70, isa)
-                    total, repack, count = total + t, repack + r, count + c
-                i_v += b.attn is not None
-                i_down += b.ffn is not None
-        spec = self.spec
-        whole = {k: v for k, v in spec.globals.items() if not (spec.tied_embeddings and k == "output.weight")}
+        wide70 = n == 80 and (arch in ("qwen2", "deci") or (arch == "llama" and spec.n_heads != spec.n_kv_heads))
+        with_matrix = quant in mix.NEED_IMATRIX if imatrix is None else imatrix
+        facts = mix.Facts(gqa, tied, wide70, with_matrix)
+        by_place = bool(mix.placed(quant, with_matrix))
+        n_v, i_v = sum(a is not None for a, _ in halves), 0
+        total = repack = table = 0
+        for i, (attn, ffn) in enumerate(halves):
+            for kind, index, of in ((attn, i_v, n_v), (ffn, i, n)):
+                if kind is not None:
+                    part = self._part(kind, quant, *((index, of) if by_place else (0, 1)), facts, isa)
+                    total, repack = total + part.n_bytes, repack + part.repacked
+                    table += part.table + part.n_tensors * len(str(i))
+            i_v += attn is not None
+        whole = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
+        if doubled:
+            whole["output.weight"] = spec.globals["token_embd.weight"]
         not_streamed = 0
         for role, shape in whole.items():
-            kind = mix.global_type(role, shape, quant, tied=spec.tied_embeddings)
+            kind = mix.global_type(role, shape, quant, tied=tied)
             size = mix.type_bytes(kind, shape)
-            total, count = total + size, count + 1
-            if role == "token_embd.weight" and not spec.tied_embeddings:
+            total, table = total + _aligned(size), table + _table_entry(role, shape)
+            if role == "token_embd.weight" and not tied:
                 not_streamed = size
             if role == "output.weight" and mix.repacked(kind, shape, isa):
                 repack += size
-        header = GGUF_METADATA_BYTES + GGUF_VOCAB_BYTES * spec.vocab_size + count * 72
-        header += -header % GGUF_ALIGN
-        return Sizes(header + total, total, total - not_streamed, repack)
+        header = self._metadata_bytes() + table + (GGUF_PROVENANCE_BYTES if n < spec.n_blocks else 0)
+        return Sizes(_aligned(header) + total, total, total - not_streamed, repack)
 
-    def _gguf_part(
-        self, kind: int, quant: str, index: int, of: int, wide70: bool, isa: frozenset[str]
-    ) -> tuple[int, int, int]:
-        """(bytes, repacked bytes, tensors) of one sub-layer at a place in the file."""
-        # only the outcome for the positional tensor depends on `index`, so that is what is remembered
-        placed = {
-            role: mix.tensor_type(role, shape, quant, index=index, n=of, gqa=self.gqa, wide70=wide70)
-            for role, shape in self.tensors[kind]
-            if role in mix.POSITIONAL
-        }
-        key = (kind, quant, wide70, isa, *placed.items())
-        if key not in self._gguf:
-            total = repack = 0
-            for role, shape in self.tensors[kind]:
-                t = placed.get(role)
-                t = t or mix.tensor_type(role, shape, quant, index=index, n=of, gqa=self.gqa, wide70=wide70)
+    def _metadata_bytes(self) -> int:
+        known = (self.spec.tokenizer_bytes or {}).get("gguf")
+        return GGUF_METADATA_BYTES + GGUF_VOCAB_BYTES * self.spec.vocab_size if known is None else known
+
+    def _filled(self, pair: tuple[int | None, int | None], arch: str) -> tuple[int | None, int | None]:
+        """A block as exporters._gguf_tensors writes it where some block lacks a half: zeros stand in for most."""
+        (attn, ffn), d, head = pair, self.spec.hidden_size, self.spec.head_dim
+        if ffn is None:
+            zeros = {"ffn_norm.weight": (d,), "ffn_gate.weight": (256, d), "ffn_up.weight": (256, d)}
+            ffn = self._kind(SubLayerSpec(tensors={**zeros, "ffn_down.weight": (d, 256)}))
+        if arch == "openelm":
+            if attn is None:
+                zeros = {"attn_norm.weight": (d,), "attn_qkv.weight": (3 * head, d), "attn_output.weight": (d, head)}
+                zeros |= {"attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,)}
+                attn = self._kind(SubLayerSpec(tensors=zeros))
+            else:
+                attn = self._kind(SubLayerSpec(tensors=_fused(dict(self.tensors[attn]))))
+        return attn, ffn
+
+    def _part(self, kind: int, quant: str, index: int, of: int, facts: mix.Facts, isa: frozenset[str]) -> _Part:
+        """A sub-layer at a place in the file."""
+        tensors = self.tensors[kind]
+        # only the types of a few tensors depend on the place, so those are what is remembered
+        key = (kind, quant, facts, isa)
+        if key not in self._placed:
+            categories = mix.placed(quant, facts.imatrix)
+            self._placed[key] = [(r, s) for r, s in tensors if mix.category(r) in categories]
+        key += tuple(mix.tensor_type(r, s, quant, index, of, facts) for r, s in self._placed[key])
+        if key not in self._parts:
+            n_bytes = repacked = table = 0
+            for role, shape in tensors:
+                t = mix.tensor_type(role, shape, quant, index, of, facts)
                 size = mix.type_bytes(t, shape)
-                padded = size + -size % GGUF_ALIGN
-                total += padded
-                repack += size if role.endswith(".weight") and mix.repacked(t, shape, isa) else 0
-            self._gguf[key] = (total, repack, len(self.tensors[kind]))
-        return self._gguf[key]
+                n_bytes += _aligned(size)
+                repacked += size if role.endswith(".weight") and mix.repacked(t, shape, isa) else 0
+                table += _table_entry(f"blk..{role}", shape)
+            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table)
+        return self._parts[key]
 
     # --- ONNX -----------------------------------------------------------------------------------
 
     def onnx(self, blocks: Blocks, quant: str) -> Sizes:
         """The folder that exporters.onnx writes: matrices quantised, everything else float (float16 in fp16)."""
-        spec = self.spec
-        body = sum(self._onnx_part(k, quant) for b in blocks for k in self._kinds(b))
-        head_quant = quant
-        embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
-        if spec.tied_embeddings:
-            head = None
-        params = self.block_params(blocks) + sum(math.prod(s) for s in (embed, head) if s)
-        if quant == "int4" and params < ONNX_SMALL_PARAMS:
-            head_quant = "int8"
-        small = 2 if quant == "fp16" else 4
-        norm = spec.hidden_size * small
-        rope = spec.context_length_tokens * spec.head_dim * small  # cosine and sine, half a head each
-        table = round(math.prod(embed) * ONNX_BYTES[head_quant])
-        out = round(math.prod(head) * ONNX_BYTES[head_quant]) if head else 0
-        total = body + norm + rope + table + out
-        graph = ONNX_GRAPH_BYTES_PER_BLOCK[quant] * len(blocks) + 4096
-        file = total + graph + ONNX_TOKENIZER_BYTES * spec.vocab_size
-        # A tied table is packed anew for the head, and its stored form stays mapped for the lookup of each token.
-        packed = table if not out and quant in ("int8", "int4") else 0
-        return Sizes(file, total, body + norm + (out or table), packed)
+        return Sizes(*onnx_sizes(self, blocks, quant))
 
-    def _onnx_part(self, kind: int, quant: str) -> int:
-        key = ("onnx", kind, quant)
-        if key not in self._gguf:
-            small = 2 if quant == "fp16" else 4
-            total = 0.0
-            for role, shape in self.tensors[kind]:
-                matrix = len(shape) == 2 and role.endswith(".weight")
-                size = math.prod(shape) * (ONNX_BYTES[quant] if matrix else small)
-                total += size
-                if matrix and role not in ("attn_k.weight", "attn_v.weight"):  # stored behind the queries
-                    total += ONNX_PAGE / 2  # each matrix starts on a page
-            self._gguf[key] = (round(total), 0, 0)
-        return self._gguf[key][0]
+
+def _fused(tensors: dict[str, Shape]) -> dict[str, Shape]:
+    parts = [tensors.pop(f"attn_{x}.weight", (0, 0)) for x in "qkv"]
+    rows = sum(p[0] for p in parts)
+    return tensors | ({"attn_qkv.weight": (rows, parts[0][1])} if rows else {})
+
+
+def _aligned(n_bytes: int) -> int:
+    return n_bytes + -n_bytes % GGUF_ALIGN
+
+
+def _table_entry(name: str, shape: Shape) -> int:
+    """Name with its length, number of dimensions, dimensions, type, offset (ggml docs/gguf.md)."""
+    return 8 + len(name) + 4 + 8 * len(shape) + 4 + 8
 
 
 def sizes(shapes: Shapes, blocks: Blocks, runtime: str, quant: str, isa: frozenset[str] = frozenset()) -> Sizes:
@@ -176,3 +191,10 @@ def quants(runtime: str) -> tuple[str, ...]:
     if runtime not in formats:
         raise UsageError(f"no export for runtime {runtime!r}; known: {', '.join(formats)}")
     return formats[runtime]
+
+
+def named(runtime: str, quant: str) -> list[str]:
+    """The quantisation that `quant` names, in any case or by llama.cpp's alias, as a list of one; [] when there is none."""
+    aliases = {a.lower(): q for a, q in mix.ALIASES.items()} if runtime == "llamacpp" else {}
+    wanted = aliases.get(quant.lower(), quant).lower()
+    return [q for q in quants(runtime) if q.lower() == wanted]

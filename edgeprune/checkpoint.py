@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from edgeprune import families
+from edgeprune.blocks import from_text
 from edgeprune.errors import InputRejected
 from edgeprune.files import CHUNK_BYTES
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+ZEROS = Path(os.devnull)  # stands for the file of a tensor that is all zeros
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's cap
 
 
@@ -60,6 +64,34 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 f"{index}: lists {missing[0]!r} and {len(missing) - 1} more that no shard holds; download again"
             )
     return Checkpoint(folder, config, tensors)
+
+
+def halves(checkpoint: Checkpoint) -> tuple[tuple[bool, bool], ...]:
+    """Per block, whether it has attention and whether it has a feed-forward, as the edgeprune.json of a pruned folder says.
+
+    Transformers has no such blocks, so the folder holds zeros in their place and gives the same logits; exports leave
+    them out. Raises InputRejected when weights said to be left out are not zero.
+    """
+    n = checkpoint.config["num_hidden_layers"]
+    path = checkpoint.folder / "edgeprune.json"
+    if not path.is_file():
+        return ((True, True),) * n
+    try:
+        kept = from_text(json.loads(path.read_text(encoding="utf-8")).get("kept", ""))
+    except (ValueError, AttributeError):
+        raise InputRejected(f"{path} is not what edgeprune wrote; prune again") from None
+    out = tuple((b.attn is not None, b.ffn is not None) for b in kept) or ((True, True),) * n
+    if len(out) != n:
+        raise InputRejected(f"{path} lists {len(out)} blocks, config.json {n}; prune again")
+    family = families.for_model_type(checkpoint.config["model_type"])
+    for i, there in enumerate(out):
+        for present, names, output in zip(there, (family.ATTN, family.FFN), family.OUTPUTS, strict=True):
+            name = f"{family.LAYER.format(i=i)}{output}.weight"
+            if not present and output in names and read_tensor(checkpoint, name).any():
+                raise InputRejected(
+                    f"{path} says block {i} has no {output.split('.')[0]}, but {name} is not zero; prune again"
+                )
+    return out
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -138,11 +170,17 @@ def raw_bytes(entry: TensorEntry, start: int = 0, length: int | None = None) -> 
 
 
 def copy_tensors(path: Path, entries: Iterable[tuple[str, TensorEntry]]) -> None:
-    """Write a safetensors file from byte ranges of others: kept tensors stay bit-identical, memory stays flat."""
+    """Write a safetensors file from byte ranges of others: kept tensors stay bit-identical, memory stays flat.
+
+    An entry whose file is ZEROS is written as zeros.
+    """
     items = list(entries)
     with open(path, "wb") as out:
         out.write(_encode_header((name, e.dtype, e.shape, e.end - e.start) for name, e in items))
         for _, e in items:
+            if e.file == ZEROS:
+                _write_zeros(out, e.end - e.start)
+                continue
             with open(e.file, "rb") as src:
                 src.seek(e.start)
                 left = e.end - e.start
@@ -152,6 +190,11 @@ def copy_tensors(path: Path, entries: Iterable[tuple[str, TensorEntry]]) -> None
                         raise InputRejected(f"{e.file} ended while it was read; was it changed meanwhile?")
                     out.write(chunk)
                     left -= len(chunk)
+
+
+def _write_zeros(out: IO[bytes], n: int) -> None:
+    for start in range(0, n, CHUNK_BYTES):
+        out.write(bytes(min(CHUNK_BYTES, n - start)))
 
 
 def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], produce: Callable[[str], np.ndarray]) -> None:

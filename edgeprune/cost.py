@@ -35,7 +35,7 @@ LLAMACPP_VOCAB_BYTES = 120
 ONNX_BASE_BYTES = 40 * MIB
 ONNX_VOCAB_BYTES = 540
 # Resident weights over stored ones on CPU: MatMul repacks float32, and float16 is computed as float32 (same runs).
-ONNX_RESIDENT = {"fp32": 1.15, "fp16": 2.4, "int8": 1.0, "int4": 1.0}
+ONNX_RESIDENT = {"fp32": 1.15, "fp16": 2.4, "int8": 1.0, "int4-mixed": 1.0, "int4": 1.0}
 
 
 def kv_bytes(spec: ModelSpec, blocks: Blocks, runtime: str, quant: str, context_tokens: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,6 +40,20 @@ def compare(whole_logp: torch.Tensor, other: torch.Tensor, tokens: torch.Tensor)
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         kl += (p.exp() * (p - q)).sum(-1).double().sum().item()
     return Divergence(nll, nll_whole, kl, agree, n)
+
+
+def mean_kl(whole: np.ndarray, other: np.ndarray) -> float:
+    """Mean over positions of KL(whole ‖ other), from logits (t, v) of both; `compare`'s formula without torch."""
+    total = 0.0
+    for start in range(0, len(whole), CHUNK_TOKENS):
+        p, q = (_log_softmax(x[start : start + CHUNK_TOKENS]) for x in (whole, other))
+        total += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+    return total / len(whole)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def nll(logits: torch.Tensor, tokens: torch.Tensor) -> float:

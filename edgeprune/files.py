@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+from edgeprune.gguf_file import split_paths
 
 CHUNK_BYTES = 1 << 22
 
@@ -108,31 +109,35 @@ def check_sums(folder: Path) -> None:
 
 
 def sha256_tree(path: Path) -> str:
-    """One digest for a file, or for a folder: of the sorted "digest  name" lines of its files."""
+    """One digest for a file; for a folder, or the parts of a split GGUF, of the sorted "digest  name" lines of its files."""
     path = Path(path)
-    if path.is_file():
+    files = _files(path)
+    if files == [path]:
         return sha256_file(path)
     sums = path / "SHA256SUMS"
-    if sums.exists():
+    if path.is_dir() and sums.exists():
         return sha256_file(sums)
-    lines = (f"{sha256_file(p)}  {p.relative_to(path).as_posix()}\n" for p in _files(path))
+    root = path if path.is_dir() else path.parent
+    lines = (f"{sha256_file(p)}  {p.relative_to(root).as_posix()}\n" for p in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def tree_bytes(path: Path) -> int:
-    path = Path(path)
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in _files(path))
+    """Of a file, of all files of a folder, or of all parts of the split GGUF that `path` is one of."""
+    return sum(p.stat().st_size for p in _files(Path(path)))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file())
+def _files(path: Path) -> list[Path]:
+    """All there is under a name: a file, a folder's files, a split model's parts."""
+    found = path.rglob("*") if path.is_dir() else split_paths(path)
+    return sorted(p for p in found if p.is_file())
 
 
 def _sync(path: Path) -> None:
     """Flush to disk, and give files the permissions the user's umask asks for (some writers leave 0600)."""
     umask = os.umask(0)
     os.umask(umask)
-    for p in [path] if path.is_file() else _files(path):
+    for p in _files(path):
         p.chmod(0o666 & ~umask)
         fd = os.open(p, os.O_RDONLY)
         try:

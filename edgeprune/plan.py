@@ -8,13 +8,15 @@ to fewer removed sub-layers, then fewer bytes, then the name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from edgeprune import _gguf_arch, catalog, families
 from edgeprune._limits import Candidate, Limits, explain_infeasible
 from edgeprune._quant_kl import QUANT_KL_PRIOR, quant_kl
 from edgeprune._rates import backends
-from edgeprune._sizes import Shapes
-from edgeprune.blocks import describe_removed, is_portable, kept_sublayers, whole
+from edgeprune._sizes import Shapes, named
+from edgeprune.blocks import describe_removed, kept_sublayers, whole
 from edgeprune.cost import Predictor, best_backend, quants
 from edgeprune.errors import UsageError, WrongWeights
 from edgeprune.types import Alternative, Blocks, Budget, DeviceProfile, ModelSpec, Plan, Prediction, Scores
@@ -35,7 +37,7 @@ RUNTIMES = ("llamacpp", "onnxruntime")  # those with an exporter, in order of pr
 # What "auto" tries. 16- and 32-bit types are left out: twice the bytes, so half the speed, for a KL near 0.01.
 LADDER = {
     "llamacpp": ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"),
-    "onnxruntime": ("int8", "int4"),
+    "onnxruntime": ("int8", "int4-mixed", "int4"),
 }
 
 
@@ -61,21 +63,24 @@ def make_plan(
     if scores is not None:
         check_scores(spec, scores)
     limits = Limits.of(budget, device)
-    steps = _steps(spec, scores)
+    routes = _routes(spec, device, budget, mode)
+    steps, refused = _steps(spec, scores, [r[0] for r in routes])
     candidates = [
         Candidate(
             runtime, backend, quant, k, blocks, predictor(blocks, quant, budget.context_tokens, budget.prompt_tokens)
         )
-        for runtime, backend, quant, predictor in _routes(spec, device, budget, mode)
-        for k, blocks in steps
+        for runtime, backend, quant, predictor in routes
+        for k, blocks in steps[runtime]
     ]
     feasible = [c for c in candidates if limits.met(c.prediction)]
+    if not candidates:
+        raise UsageError(f"{spec.name} can't be planned for {device.id}: {'; '.join(refused)}")
     if not feasible:
         if scores is None:
             raise UsageError(_scores_needed(spec, device, budget, mode, limits))
-        raise explain_infeasible(candidates, limits, device, budget, spec)
+        raise explain_infeasible(candidates, limits, device, budget, spec, refused)
     params = spec.params
-    prior = {route: quant_kl(*route, params) for route in {(c.runtime, c.quant) for c in candidates}}
+    prior = {route: quant_kl(*route, params) or 0.0 for route in {(c.runtime, c.quant) for c in candidates}}
     damage = {id(c): _removal_kl(c, scores) + prior[c.runtime, c.quant] for c in candidates}
     best = min(feasible, key=lambda c: _order(c, damage[id(c)]))
     return _plan(spec, scores, device, budget, mode, limits, candidates, best, damage)
@@ -118,11 +123,33 @@ def typical_removal(n_blocks: int, n_removed: int) -> Blocks:
 # --- the search ---------------------------------------------------------------------------------
 
 
-def _steps(spec: ModelSpec, scores: Scores | None) -> list[tuple[int, Blocks]]:
-    """Path steps that export everywhere; step 0 is the whole model."""
-    if scores is None:
-        return [(0, whole(spec.n_blocks))]
-    return [(k, s.blocks) for k, s in enumerate(scores.path) if is_portable(s.blocks)]
+def unheld(spec: ModelSpec, blocks: Blocks, runtime: str) -> str | None:
+    """Why `runtime` can't run this block list of this model; None when it can."""
+    if spec.family not in catalog.names("edgeprune.families"):  # a .gguf of an architecture only llama.cpp knows
+        if runtime != "llamacpp":
+            return f"{spec.family} models are read from GGUF and stay there; only llamacpp runs them"
+        nothing_gone = blocks == whole(spec.n_blocks)
+        return None if nothing_gone else _gguf_arch.refusal(spec.model_type, spec.n_blocks, blocks)
+    rotates = [b.attn is None or spec.blocks[b.attn].rotates for b in blocks]
+    halves = [(b.attn is not None, b.ffn is not None) for b in blocks]
+    family = catalog.load("edgeprune.families", spec.family)
+    return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings)
+
+
+def _steps(
+    spec: ModelSpec, scores: Scores | None, runtimes: Sequence[str]
+) -> tuple[dict[str, list[tuple[int, Blocks]]], list[str]]:
+    """Per runtime, the path steps it can run (step 0 is the whole model), and a line on those it can't."""
+    path = [s.blocks for s in scores.path] if scores else [whole(spec.n_blocks)]
+    found: dict[str, list[tuple[int, Blocks]]] = {}
+    refused = []
+    for runtime in dict.fromkeys(runtimes):
+        reasons = [unheld(spec, blocks, runtime) for blocks in path]
+        found[runtime] = [(k, blocks) for k, blocks in enumerate(path) if reasons[k] is None]
+        told = [r for r in reasons if r]
+        if told:
+            refused.append(f"{runtime} can't run {len(told)} of {len(path)} steps of the path: {told[0]}")
+    return found, refused
 
 
 def _routes(
@@ -141,7 +168,7 @@ def _routes(
         if budget.quant == "auto":
             found += [(runtime, backend, q, predictor) for q in LADDER[runtime]]
         else:
-            same = [q for q in quants(runtime) if q.lower() == budget.quant.lower()]
+            same = named(runtime, budget.quant)
             found += [(runtime, backend, q, predictor) for q in same]
     if not found:
         known = "; ".join(f"{r}: {', '.join(quants(r))}" for r in runtimes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune import __version__, families
 from edgeprune.blocks import check_blocks, is_portable, to_text
-from edgeprune.checkpoint import Checkpoint, TensorEntry, copy_tensors, open_checkpoint
+from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, copy_tensors, open_checkpoint
 from edgeprune.errors import InputRejected, WrongWeights
 from edgeprune.files import need_space, staging, write_sums
 from edgeprune.torch_model import pruned_config, source_name
@@ -40,10 +40,6 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
         check_blocks(plan.blocks, spec.n_blocks)
     except ValueError as e:
         raise InputRejected(f"the plan's block list is unusable: {e}; plan again") from None
-    if not is_portable(plan.blocks):
-        raise InputRejected(
-            "the plan leaves a block without attention or feed-forward; only portable plans can be pruned to a folder"
-        )
 
 
 def prune(
@@ -57,12 +53,12 @@ def prune(
     check_plan(plan, spec)
     ck = open_checkpoint(folder)
     config = pruned_config(ck.config, plan.blocks)
-    names = kept_names(ck, plan.blocks)
-    total = sum(ck.tensors[src].end - ck.tensors[src].start for src in names.values())
+    tensors = kept_tensors(ck, plan.blocks)
+    total = sum(entry.end - entry.start for entry in tensors.values())
     need_space(out, total)
     with staging(out, force) as partial:
         partial.mkdir()
-        _write_weights(ck, names, partial, progress)
+        _write_weights(tensors, partial, progress)
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _carry(ck.folder, partial)
         (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
@@ -74,20 +70,25 @@ def prune(
         write_sums(partial)
 
 
-def kept_names(ck: Checkpoint, blocks: Blocks) -> dict[str, str]:
-    """New tensor name -> name in the whole model, in the order they are written."""
+def kept_tensors(ck: Checkpoint, blocks: Blocks) -> dict[str, TensorEntry]:
+    """New tensor name -> where it is in the whole model, in the order they are written.
+
+    A missing half is written as zeros: transformers has no block without one, and zeros add nothing.
+    """
     family = families.for_model_type(ck.config["model_type"])
     halves = {**family.ATTN, **family.FFN}
-    whole_names = set(ck.tensors)
     prefix = family.LAYER.split("{i}")[0]
-    out = {n: n for n in sorted(whole_names) if not n.startswith(prefix)}
+    out = {n: ck.tensors[n] for n in sorted(ck.tensors) if not n.startswith(prefix)}
     for new in range(len(blocks)):
         for path in halves:
             for kind in ("weight", "bias"):
                 name = family.LAYER.format(i=new) + f"{path}.{kind}"
                 source = source_name(family, name, blocks)
-                if source in whole_names:
-                    out[name] = source
+                if source in ck.tensors:
+                    out[name] = ck.tensors[source]
+                elif source is None and (like := family.LAYER.format(i=0) + f"{path}.{kind}") in ck.tensors:
+                    entry = ck.tensors[like]
+                    out[name] = entry._replace(file=ZEROS, start=0, end=entry.end - entry.start)
     return out
 
 
@@ -116,7 +117,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str) -> str:
     """README.md with front matter the hub and gguf-py read: base_model, tags, licence inherited from the base's card."""
-    kept = sum(spec.blocks[b.attn].attn.params + spec.blocks[b.ffn].ffn.params for b in plan.blocks)
+    kept = sum(spec.blocks[b.attn].attn.params for b in plan.blocks if b.attn is not None)
+    kept += sum(spec.blocks[b.ffn].ffn.params for b in plan.blocks if b.ffn is not None)
     before = sum(b.attn.params + b.ffn.params for b in spec.blocks)
     lines = ["---", f"base_model: {json.dumps(base_model)}", *_inherited(folder), "library_name: transformers"]
     lines += ["pipeline_tag: text-generation", "tags:", "- edgeprune", "- pruned", "- depth-pruning", "---", ""]
@@ -136,6 +138,12 @@ def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, comma
         lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
     lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
     lines += ["```", command, "```", ""]
+    if not is_portable(plan.blocks):
+        lines += [
+            "Some blocks lack one half. Transformers has no such blocks, so this folder holds zeros in its place (same logits,",
+            "no saving here); GGUF and ONNX exports made by edgeprune leave it out.",
+            "",
+        ]
     lines += [
         "`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"
     ]
@@ -155,11 +163,10 @@ def _inherited(folder: Path) -> list[str]:
     return [line for line in front if line.startswith(("license:", "license_name:", "license_link:"))]
 
 
-def _write_weights(ck: Checkpoint, names: dict[str, str], out: Path, progress: Callable[[int, int], None]) -> None:
+def _write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable[[int, int], None]) -> None:
     shards: list[list[tuple[str, TensorEntry]]] = [[]]
     size = 0
-    for name, source in names.items():
-        entry = ck.tensors[source]
+    for name, entry in tensors.items():
         n = entry.end - entry.start
         if shards[-1] and size + n > SHARD_BYTES:
             shards.append([])

@@ -34,7 +34,7 @@ from edgeprune.types import (
 )
 
 Progress = Callable[[str, int, int], None]
-DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4")
+DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4-mixed")
 
 
 class Options(NamedTuple):

@@ -79,7 +79,7 @@ def measure_path(model: Any, lists: list[Blocks], windows: list[list[int]], prog
             n_tokens += len(window) - 1
             for k, (blocks, pruned) in enumerate(zip(lists[1:], views, strict=True), 1):
                 same = _shared_prefix(blocks)
-                calls = [got.calls[b.attn] for b in blocks[same:]]
+                calls = [got.calls[b.ffn if b.attn is None else b.attn] for b in blocks[same:]]
                 start = got.calls[same].hidden if same < len(got.calls) else got.stream
                 logits = head(pruned, run_layers(pruned.model.layers[same:], start, calls))
                 d = compare(reference, logits, tokens[0])

@@ -53,29 +53,28 @@ def tokenizer(folder: Path) -> Any:
 def pruned_config(config: dict[str, Any], blocks: Blocks) -> dict[str, Any]:
     """The config of the model that `blocks` leaves: layer count, and per-layer lists re-sliced with the attention.
 
+    A block without attention takes the entries of its feed-forward's layer: nothing reads them.
     Raises InputRejected for a list of one entry per layer that the family does not know: it can't be guessed
     whether such state travels with the layer.
     """
     family = families.for_model_type(config["model_type"])
-    n, keep = config["num_hidden_layers"], [b.attn for b in blocks]
-    out = dict(config, num_hidden_layers=len(blocks))
+    n, keep = config["num_hidden_layers"], [b.ffn if b.attn is None else b.attn for b in blocks]
+    lists = family.per_layer(config)
     for name, value in config.items():
-        if name in family.PER_LAYER_CONFIG:
-            if value is not None:
-                out[name] = [value[i] for i in keep]
-        elif isinstance(value, list) and len(value) == n and n > 1 and name not in ("architectures", "eos_token_id"):
+        known = name in lists or name in ("architectures", "eos_token_id")
+        if isinstance(value, list) and len(value) == n and n > 1 and not known:
             raise InputRejected(
                 f"config.json has {name}, {n} entries for {n} layers, which edgeprune does not know; refusing"
             )
-    if "layer_types" in family.PER_LAYER_CONFIG and config.get("use_sliding_window"):
-        # Older configs say it by a formula over the layer number, which a cut would break.
-        kinds = [family.sliding_window(config, i) for i in keep]
-        out["layer_types"] = ["full_attention" if k is None else "sliding_attention" for k in kinds]
-    return out
+    sliced = {name: [values[i] for i in keep] for name, values in lists.items()}
+    return {**config, **sliced, "num_hidden_layers": len(blocks)}
 
 
 def view(model: Any, blocks: Blocks) -> Any:
-    """The model that `blocks` leaves, sharing the weights of `model`: layers renumbered, own KV cache indices."""
+    """The model that `blocks` leaves, sharing the weights of `model`: layers renumbered, own KV cache indices.
+
+    A missing half is all zeros, so that it adds nothing.
+    """
     import torch
 
     config = type(model.config)(**pruned_config(model.config.to_dict(), blocks))
@@ -84,22 +83,39 @@ def view(model: Any, blocks: Blocks) -> Any:
     with torch.device("meta"):
         out = type(model)(config)
     shared = dict(model.named_parameters(remove_duplicate=False))
+    zeros: dict[torch.Size, Any] = {}
     state = {}
-    for name in dict(out.named_parameters(remove_duplicate=False)):
-        state[name] = shared[source_name(family, name, blocks)]
+    for name, wanted in dict(out.named_parameters(remove_duplicate=False)).items():
+        source = source_name(family, name, blocks)
+        if source is None:
+            like = next(iter(shared.values()))
+            state[name] = zeros.setdefault(
+                wanted.shape, torch.zeros(wanted.shape, dtype=like.dtype, device=like.device)
+            )
+        else:
+            state[name] = shared[source]
     out.load_state_dict(state, strict=True, assign=True)
-    out.model.rotary_emb = model.model.rotary_emb  # buffers outside the state dict
+    _share_buffers(out, model)
     return out.eval().requires_grad_(False)
 
 
-def source_name(family: Any, name: str, blocks: Blocks) -> str:
-    """Whole-model name of the tensor that becomes `name` in the pruned model."""
+def _share_buffers(out: Any, model: Any) -> None:
+    """Buffers outside the state dict: rotation frequencies, embedding scales. None of them is per layer."""
+    out.model.rotary_emb = model.model.rotary_emb
+    for name, value in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        if not owner.startswith("model.rotary_emb"):
+            setattr(out.get_submodule(owner), leaf, value)
+
+
+def source_name(family: Any, name: str, blocks: Blocks) -> str | None:
+    """Whole-model name of the tensor that becomes `name` in the pruned model; None where the half is left out."""
     m = re.fullmatch(re.escape(family.LAYER).replace(r"\{i\}", r"(\d+)") + "(.+)", name)
     if not m:
         return name
     block = blocks[int(m[1])]
     layer = block.attn if m[2].rpartition(".")[0] in family.ATTN else block.ffn
-    return family.LAYER.format(i=layer) + m[2]
+    return None if layer is None else family.LAYER.format(i=layer) + m[2]
 
 
 def quiet() -> None:

@@ -69,6 +69,7 @@ class BlockSpec(Record):
     attn: SubLayerSpec
     ffn: SubLayerSpec
     sliding_window_tokens: int | None = None
+    rotates: bool = True  # has a rotary embedding
     kv_elements_per_token: int  # K and V together: 2 * n_kv_heads * head_dim
 
 
@@ -93,6 +94,7 @@ class ModelSpec(Record):
     globals: dict[str, tuple[int, ...]]  # token_embd.weight, output_norm.weight, output.weight
     dtypes: dict[str, int]  # stored type -> parameters
     weight_bytes: int  # tensor bytes as stored
+    tokenizer_bytes: dict[str, int] | None = None  # format -> vocabulary and other metadata as it stores them
     fingerprint: str
 
     @property

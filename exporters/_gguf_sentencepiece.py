@@ -1,6 +1,7 @@
 """The pieces of a SentencePiece `tokenizer.model`, read without the sentencepiece package.
 
-Message ModelProto { repeated SentencePiece pieces = 1; … }, SentencePiece { string piece = 1; float score = 2;
+Message ModelProto { repeated SentencePiece pieces = 1; NormalizerSpec
+normalizer_spec = 3; … }, SentencePiece { string piece = 1; float score = 2;
 Type type = 3 [default = NORMAL] }: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto.
 Its type numbers are GGUF's.
 """
@@ -18,11 +19,9 @@ MAX_BYTES = 64 << 20
 
 def read_pieces(path: Path) -> list[tuple[str, float, int]]:
     """(text, score, type) by id. Raises InputRejected when the file is not such a message."""
-    if path.stat().st_size > MAX_BYTES:
-        raise InputRejected(f"{path} is over {MAX_BYTES >> 20} MiB: not a SentencePiece model")
     pieces = []
     try:
-        for number, value in _fields(path.read_bytes()):
+        for number, value in _fields(_read(path)):
             if number == 1:
                 piece = dict(_fields(value))
                 score = struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0
@@ -32,6 +31,18 @@ def read_pieces(path: Path) -> list[tuple[str, float, int]]:
     if not pieces:
         raise InputRejected(f"{path} holds no pieces; download it again")
     return pieces
+
+
+def puts_a_space_first(path: Path) -> bool:
+    """NormalizerSpec { optional bool add_dummy_prefix = 3 [default = true] } of a model that `read_pieces` can read."""
+    specs = [dict(_fields(value)) for number, value in _fields(_read(path)) if number == 3]
+    return bool(specs[-1].get(3, 1)) if specs else True
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MAX_BYTES:
+        raise InputRejected(f"{path} is over {MAX_BYTES >> 20} MiB: not a SentencePiece model")
+    return path.read_bytes()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:

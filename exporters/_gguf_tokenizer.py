@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune.errors import InputRejected
 from exporters._gguf_pre import flat, pre_tokenizer
-from exporters._gguf_sentencepiece import read_pieces
+from exporters._gguf_sentencepiece import puts_a_space_first, read_pieces
 
 _Json = dict[str, Any]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -36,6 +36,7 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any], vocab_size: int, pr
         else:
             kind = model.get("type")
             raise InputRejected(f"{folder}/tokenizer.json: a {kind!r} tokenizer has no counterpart in llama.cpp here")
+        _check_unique(folder, out["tokenizer.ggml.tokens"])
         return out | _special(folder, tokenizer or {}, settings, config, out)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as e:
         raise InputRejected(f"{folder}/tokenizer.json is damaged: {type(e).__name__} {e}; download it again") from None
@@ -54,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _byte_level(tokenizer: _Json, settings: _Json, vocab_size: int, pre: str | None) -> _Json:
-    pre = pre or pre_tokenizer(tokenizer)
+    pre = pre or pre_tokenizer(tokenizer, settings.get("clean_up_tokenization_spaces") is True)
     tokens, types = _padding(vocab_size)
     for text, i in tokenizer["model"]["vocab"].items():
         _put(tokens, types, i, text, NORMAL)
@@ -85,6 +86,9 @@ def _sentencepiece(folder: Path, tokenizer: _Json, settings: _Json, vocab_size: 
             byte = re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text)
             _put(tokens, types, i, text, BYTE if byte else UNKNOWN if text == unknown else NORMAL)
             scores[i] = float(-rank.get(text, len(rank)))
+    for text, i in (read_json(folder / "added_tokens.json") or {}).items():
+        _put(tokens, types, i, text, USER_DEFINED)
+        scores[i] = -1000.0
     for i, text, special in _added(tokenizer, settings):
         _put(tokens, types, i, *_added_piece(text, special))
         scores[i] = -1000.0
@@ -92,7 +96,7 @@ def _sentencepiece(folder: Path, tokenizer: _Json, settings: _Json, vocab_size: 
     prefix = settings.get("add_prefix_space")
     if isinstance(prefix, bool):
         out["tokenizer.ggml.add_space_prefix"] = prefix
-    elif tokenizer and not _puts_a_space_first(tokenizer):  # llama.cpp's default is to put one
+    elif not (_puts_a_space_first(tokenizer) if tokenizer else puts_a_space_first(path)):  # llama.cpp's default
         out["tokenizer.ggml.add_space_prefix"] = False
     return out | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": types}
 
@@ -113,6 +117,14 @@ def _put(tokens: list[str], types: list[int], i: int, text: str, kind: int) -> N
     tokens[i], types[i] = text, kind
 
 
+def _check_unique(folder: Path, tokens: list[str]) -> None:
+    """llama.cpp aborts the process on a vocabulary with two entries of one text."""
+    first: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if first.setdefault(text, i) != i:
+            raise InputRejected(f"{folder}: tokens {first[text]} and {i} are both {text!r}; llama.cpp cannot load that")
+
+
 def _added(tokenizer: dict[str, Any], settings: dict[str, Any]) -> Iterator[tuple[int, str, bool]]:
     seen = set()
     for t in tokenizer.get("added_tokens") or []:
@@ -125,9 +137,29 @@ def _added(tokenizer: dict[str, Any], settings: dict[str, Any]) -> Iterator[tupl
 
 def _added_piece(text: str, special: bool) -> tuple[str, int]:
     """llama.cpp matches control tokens only when asked to; `<|…|>` are meant so even where not marked special."""
-    if special or text in ("<pad>", "<mask>") or re.fullmatch(r"<\|.*\|>|<｜.*｜>|<unused.*>", text, re.DOTALL):
+    if (
+        special
+        or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or re.fullmatch(r"<\|.*\|>|<｜.*｜>|<unused.*>", text, re.DOTALL)
+    ):
         return text, CONTROL
     return text.replace("▁", " "), USER_DEFINED
+
+
+def name_for(name: str, folder: Path, vocab: _Json) -> str:
+    """general.name, from which llama.cpp takes whether special tokens swallow the blanks after them.
+
+    They do where it has "phi-3" in it (src/llama-vocab.cpp, "phi-3"), which then needs the four tokens it excepts.
+    """
+    added = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or []
+    swallow = any(t.get("rstrip") for t in added if t.get("special"))
+    swallow = swallow and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(vocab["tokenizer.ggml.tokens"])
+    said = re.search("phi-?3", name, re.IGNORECASE)
+    if swallow and not said:
+        return (
+            re.sub("phi 3", "Phi-3", name, count=1, flags=re.IGNORECASE) if "phi 3" in name.lower() else f"{name} phi-3"
+        )
+    return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE) if said and not swallow else name
 
 
 def _special(folder: Path, tokenizer: _Json, settings: _Json | None, config: _Json, vocab: _Json) -> _Json:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from edgeprune.families import Decoder
+
 # Copied byte for byte when present; onnxruntime-genai and transformers both read them.
 CARRIED = (
     "tokenizer.json",
@@ -24,32 +26,37 @@ CARRIED = (
 _DEFAULT_MAX_LENGTH = 4096
 
 
+# Names of genai's own where they differ; "decoder" is its name for any model with this interface.
+_GENAI_TYPES = {"olmo2": "decoder"}
+
+
 def carry(folder: Path, out: Path) -> None:
     for name in CARRIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
 
 
-def genai_config(config: Any, generation: dict[str, Any], head_dim: int) -> dict[str, Any]:
-    """`genai_config.json` for a transformers config. Format:
-    https://onnxruntime.ai/docs/genai/reference/config.html
+def genai_config(d: Decoder, n_caches: int, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
+    """`genai_config.json`, from a model's numbers, its config.json and its generation_config.json.
+
+    genai counts layers to find caches, so `n_caches` (blocks with attention) is its num_hidden_layers.
+    Format: https://onnxruntime.ai/docs/genai/reference/config.html
     """
-    ids = {k: _first(generation.get(k), getattr(config, k, None)) for k in _TOKENS}
+    ids = {k: _first(generation.get(k), config.get(k)) for k in _TOKENS}
     if isinstance(ids["bos_token_id"], list):
         ids["bos_token_id"] = ids["bos_token_id"][0]
     if ids["pad_token_id"] is None:  # genai needs one; the first end token is the usual stand-in
         eos = ids["eos_token_id"]
         ids["pad_token_id"] = eos[0] if isinstance(eos, list) and eos else eos
-    context = config.max_position_embeddings
     return {
         "model": {
             **{k: v for k, v in ids.items() if v is not None},
-            "context_length": context,
+            "context_length": d.context_tokens,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": "model.onnx",
-                "head_size": head_dim,
-                "hidden_size": config.hidden_size,
+                "head_size": d.head_dim,
+                "hidden_size": d.hidden,
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
@@ -61,19 +68,19 @@ def genai_config(config: Any, generation: dict[str, Any], head_dim: int) -> dict
                     "present_key_names": "present.%d.key",
                     "present_value_names": "present.%d.value",
                 },
-                "num_attention_heads": config.num_attention_heads,
-                "num_hidden_layers": config.num_hidden_layers,
-                "num_key_value_heads": config.num_key_value_heads,
+                "num_attention_heads": d.n_heads,
+                "num_hidden_layers": n_caches,
+                "num_key_value_heads": d.n_kv_heads,
             },
-            "type": config.model_type,
-            "vocab_size": config.vocab_size,
+            "type": _GENAI_TYPES.get(d.model_type, d.model_type),
+            "vocab_size": d.vocab,
         },
         "search": {
             "diversity_penalty": 0.0,
             "do_sample": bool(generation.get("do_sample", False)),
             "early_stopping": True,
             "length_penalty": 1.0,
-            "max_length": min(context, _DEFAULT_MAX_LENGTH),
+            "max_length": min(d.context_tokens, _DEFAULT_MAX_LENGTH),
             "min_length": 0,
             "no_repeat_ngram_size": 0,
             "num_beams": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +50,13 @@ class GraphWriter:
             self.initializers.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
         return name
 
+    def scalar(self, name: str, value: float) -> str:
+        """One number of the graph's float type, kept inside model.onnx."""
+        from onnx import numpy_helper
+
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, self.float_type), name))
+        return name
+
     def tensor(
         self, name: str, shape: tuple[int, ...], parts: Iterable[np.ndarray], dtype: np.dtype | None = None
     ) -> str:
@@ -61,7 +69,9 @@ class GraphWriter:
             with np.errstate(over="ignore"):
                 data = np.ascontiguousarray(part, dtype=dtype)
             if dtype.kind == "f" and not np.isfinite(data).all():
-                raise InputRejected(f"tensor {name!r} has values beyond {dtype.name}, or not finite; use another quant")
+                if np.isfinite(np.asarray(part, np.float64)).all():
+                    raise InputRejected(f"{name} has values beyond {dtype.name}; use another quant")
+                raise _damaged(name)
             self._file.write(memoryview(data).cast("B"))
         self.alias(name, shape, dtype, start, self._file.tell() - start)
         return name
@@ -95,11 +105,12 @@ class GraphWriter:
         zeros: list[np.ndarray] = []
 
         def packed() -> Iterable[np.ndarray]:
-            for weight in weights:
-                for rows in quantise(weight, bits):
-                    scales.append(rows.scales)
-                    zeros.extend([] if rows.zeros is None else [rows.zeros])
-                    yield rows.packed
+            for rows in itertools.chain.from_iterable(quantise(weight, bits) for weight in weights):
+                if not np.isfinite(rows.scales).all():
+                    raise _damaged(name)
+                scales.append(rows.scales)
+                zeros.extend([] if rows.zeros is None else [rows.zeros])
+                yield rows.packed
 
         self.tensor(name, (n, k // BLOCK, BLOCK * bits // 8), packed(), np.dtype(np.uint8))
         names = [self.tensor(f"{name}.scales", (n, k // BLOCK), scales)]
@@ -127,3 +138,7 @@ class GraphWriter:
         self.alias(f"{name}.rows", flat, np.dtype(np.uint8), place["offset"], place["length"])
         attributes = dict(bits=bits, block_size=BLOCK, gather_axis=0, quantize_axis=1)
         return self.node("GatherBlockQuantized", [f"{name}.rows", ids, *parts], out, **attributes)
+
+
+def _damaged(name: str) -> InputRejected:
+    return InputRejected(f"{name} holds NaN or infinite values; the checkpoint is damaged, download it again")

@@ -1,7 +1,8 @@
-"""Transformers folder -> one GGUF file that stock llama.cpp loads.
+"""Transformers folder, or .gguf file -> one GGUF file that stock llama.cpp loads.
 
-F32, F16, BF16 and Q8_0 are written directly; every other type is made by llama.cpp's own quantiser from a lossless
-copy. Neither torch nor transformers is imported, and memory stays near a few pieces of the largest tensor.
+From a folder F32, F16, BF16 and Q8_0 are written directly; every other type is made by llama.cpp's own quantiser from
+a lossless copy, and so is all that comes from a .gguf. Neither torch nor transformers is imported, and memory stays
+near a few pieces of the largest tensor.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from edgeprune.checkpoint import Checkpoint, open_checkpoint
-from edgeprune.errors import InputRejected, UsageError
-from edgeprune.families import for_model_type
+from edgeprune import families
+from edgeprune.checkpoint import Checkpoint, halves, open_checkpoint
+from edgeprune.errors import InputRejected
 from edgeprune.files import disk_errors, need_space
-from exporters import PLAIN, Options
-from exporters._gguf_shape import Shape, arch_metadata, read_shape
+from exporters import PLAIN, Options, _gguf_requantize
+from exporters._gguf_quantize import ALIASES, FILE_TYPE, check_quant, prepare, quantize
+from exporters._gguf_shape import Shape, read_shape
+from exporters._gguf_stream import Stream
 from exporters._gguf_tensors import (
     Planned,
-    Stream,
     byte_shape,
     lossless_type,
     n_bytes,
@@ -28,16 +30,13 @@ from exporters._gguf_tensors import (
     plan_tensors,
     type_number,
 )
-from exporters._gguf_tokenizer import read_json, tokenizer_metadata
+from exporters._gguf_tokenizer import name_for, read_json, tokenizer_metadata
+
+__all__ = ["ALIASES", "QUANTS", "RUNTIME", "SUFFIX", "check", "export", "notes"]
 
 SUFFIX = ".gguf"
 RUNTIME = "llamacpp"
-# name -> general.file_type (enum llama_ftype). Those that need an importance matrix (IQ1, IQ2, IQ3_XXS) are left out.
-_FILE_TYPE = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q4_K_M": 15, "Q4_K_S": 14,
-    "Q4_0": 2, "Q4_1": 3, "IQ4_XS": 30, "IQ4_NL": 25, "Q3_K_M": 12, "Q2_K": 10,
-}  # fmt: skip
-QUANTS = tuple(_FILE_TYPE)
+QUANTS = tuple(FILE_TYPE)
 _DIRECT = ("F32", "F16", "BF16", "Q8_0")
 _HEADER_BYTES = 64 << 20  # room to ask of the disk for metadata and vocabulary
 
@@ -49,17 +48,36 @@ class _Job(NamedTuple):
     tokenizer: dict[str, Any]
 
 
-def check(folder: Path, quant: str, options: Options = PLAIN) -> None:
+def check(source: Path, quant: str, options: Options = PLAIN) -> None:
     """Everything that could stop an export, found from headers and tokenizer files in well under a second.
 
-    Raises UsageError for an unknown `quant`, InputRejected for what GGUF or llama.cpp cannot hold.
+    Raises UsageError for an unknown `quant` or a missing importance matrix, InputRejected for what GGUF or llama.cpp
+    cannot hold and for a matrix of another model.
     """
-    job = _open(folder, quant, options)
-    plan_tensors(job.checkpoint, job.family, job.shape, "F32")
+    if Path(source).is_file():
+        _gguf_requantize.check(Path(source), quant, options)
+        return
+    job = _open(source, quant, options)
+    origin = {k: str(v) for k, v in (read_json(job.checkpoint.folder / "edgeprune.json") or {}).items()}
+    planned = plan_tensors(job.checkpoint, job.family, job.shape, "F32")
+    prepare(quant, options, {p.name: p.shape for p in planned}, origin)
+
+
+def notes(source: Path, quant: str) -> list[str]:
+    """What the caller should know before the work."""
+    source = Path(source)
+    if source.is_file():
+        return _gguf_requantize.notes(source, quant)
+    checkpoint = open_checkpoint(source)
+    arch = getattr(families.for_model_type(checkpoint.config["model_type"]), "GGUF_ARCH_IRREGULAR", None)
+    n = sum(not attention for attention, _ in halves(checkpoint))
+    if arch != "openelm" or not n:
+        return []
+    return [f"blocks without attention ({n}) keep one head of zeros in llama.cpp, and its share of the KV cache"]
 
 
 def export(
-    folder: Path,
+    source: Path,
     out: Path,
     quant: str,
     provenance: dict[str, str],
@@ -70,32 +88,34 @@ def export(
 
     Raises as `check`, InputRejected for weights that are not finite, OutOfResources when disk or memory run out.
     """
-    folder, out = Path(folder), Path(out)
-    job = _open(folder, quant, options)
+    source, out = Path(source), Path(out)
+    if source.is_file():
+        _gguf_requantize.export(source, out, quant, provenance, progress, options)
+        return
+    job = _open(source, quant, options)
     planned = plan_tensors(job.checkpoint, job.family, job.shape, quant if quant in _DIRECT else "F32")
     if quant in _DIRECT:
         _write(job, planned, out, quant, provenance, lambda x: progress(f"writing {quant}", x))
         return
-    from exporters._gguf_quantize import quantize
-
+    matrix = prepare(quant, options, {p.name: p.shape for p in planned}, provenance)
     whole = lossless_type(planned)
     planned = plan_tensors(job.checkpoint, job.family, job.shape, whole)
     temporary = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         _write(job, planned, temporary, whole, provenance, lambda x: progress(f"writing {whole}", x), quant)
         with disk_errors(out):
-            quantize(temporary, out, _FILE_TYPE[quant], lambda x: progress(f"quantising to {quant}", x))
+            quantize(temporary, out, quant, lambda x: progress(f"quantising to {quant}", x), matrix)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _open(folder: Path, quant: str, options: Options) -> _Job:
-    if quant not in _FILE_TYPE:
-        raise UsageError(f"no GGUF quantisation called {quant!r}; known: {', '.join(QUANTS)}")
+    check_quant(quant, options)
     checkpoint = open_checkpoint(Path(folder))
-    family = for_model_type(checkpoint.config["model_type"])
-    shape = read_shape(checkpoint.config, family)
-    tokenizer = tokenizer_metadata(checkpoint.folder, checkpoint.config, shape.vocab, options.tokenizer_pre)
+    config, family = checkpoint.config, families.for_model_type(checkpoint.config["model_type"])
+    tied = families.is_tied(family.decoder(config), checkpoint.tensors)
+    shape = read_shape(config, family, halves(checkpoint), tied)
+    tokenizer = tokenizer_metadata(checkpoint.folder, config, shape.decoder.vocab, options.tokenizer_pre)
     return _Job(checkpoint, family, shape, tokenizer)
 
 
@@ -113,11 +133,11 @@ def _write(
 
     total = sum(n_bytes(p) for p in planned)
     need_space(out.parent, total + _HEADER_BYTES + (total // 2 if final else 0))
-    writer = gguf.GGUFWriter(None, job.family.GGUF_ARCH)
+    arch = job.shape.arch.name
+    writer = gguf.GGUFWriter(None, arch)
     _general(writer, gguf, job, planned)
-    arch = job.family.GGUF_ARCH
-    _put_all(writer, {f"{arch}.{k}": v for k, v in arch_metadata(job.shape, arch).items()})
-    writer.add_file_type(_FILE_TYPE[quant])
+    _put_all(writer, {f"{arch}.{k}": v for k, v in job.shape.keys.items()})
+    writer.add_file_type(FILE_TYPE[quant])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _put_all(writer, {k: v for k, v in job.tokenizer.items() if k != "tokenizer.chat_template"})
     if "tokenizer.chat_template" in job.tokenizer:
@@ -165,7 +185,7 @@ def _general(writer: Any, gguf: Any, job: _Job, planned: list[Planned]) -> None:
     folder, n = job.checkpoint.folder, parameters(planned)
     try:
         metadata = gguf.Metadata.load(None, folder, None, n)
-        metadata.name = metadata.name or folder.name
+        metadata.name = name_for(str(metadata.name or folder.name), folder, job.tokenizer)
         metadata.size_label = gguf.size_label(n, n, 0, 0)
         generation = read_json(folder / "generation_config.json") or {}
         if metadata.sampling_penalty_repeat is None:

@@ -11,7 +11,10 @@ import pytest
 from edgeprune.catalog import load, names
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-FAMILIES = names("edgeprune.families")
+# Every family; the fast tests take three that between them have every trait (biases, windows, norms on all sides).
+FAMILY_NAMES = names("edgeprune.families")
+FAST_FAMILIES = ("llama", "qwen2", "gemma3")
+FAMILIES = [pytest.param(f, marks=() if f in FAST_FAMILIES else pytest.mark.slow) for f in FAMILY_NAMES]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

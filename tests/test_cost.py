@@ -1,145 +1,23 @@
-"""Sizes against llama.cpp's own quantiser and our exporter, memory against its allocator, speed against published rates."""
+"""Memory against llama.cpp's allocator, speed against published rates."""
 
 from __future__ import annotations
 
-import ctypes
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from _llama import llama, write_gguf
 from _shapes import make_spec
 
 from edgeprune import devices
-from edgeprune._gguf_mix import DEFAULT, global_type, tensor_type, type_bytes
 from edgeprune._rates import find
-from edgeprune._sizes import GGUF_QUANTS, ONNX_QUANTS, Shapes
+from edgeprune._sizes import Shapes
 from edgeprune.blocks import whole
 from edgeprune.cost import Predictor, compute_bytes, decode_seconds, kv_bytes, predict
 from edgeprune.errors import UsageError
 from edgeprune.types import Block
 
-# enum llama_ftype
-FILE_TYPE = dict(F32=0, F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q2_K=10, Q3_K_M=12, Q4_K_S=14, Q4_K_M=15, Q5_K_S=16)
-FILE_TYPE |= dict(Q5_K_M=17, Q6_K=18, IQ4_NL=25, IQ4_XS=30, BF16=32)
-
-
-@pytest.fixture(scope="session")
-def llama():
-    from llama_cpp import llama_cpp as lib
-
-    lines: list[str] = []
-    hook = lib.llama_log_callback(lambda level, text, _: lines.append(text.decode(errors="replace")))
-    lib.llama_log_set(hook, None)
-    yield lib, lines
-    lib.llama_log_set(ctypes.cast(None, type(hook)), None)
-
-
-def quantise(lib, source: Path, out: Path, quant: str, dry_run: bool = False) -> None:
-    params = lib.llama_model_quantize_default_params()
-    params.dry_run = dry_run
-    params.ftype, params.allow_requantize, params.nthread = FILE_TYPE[quant], True, 1
-    assert lib.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
-
-
-def tensors(spec) -> dict[str, tuple[int, ...]]:
-    named = dict(spec.globals)
-    for i, b in enumerate(spec.blocks):
-        named |= {f"blk.{i}.{role}": shape for role, shape in {**b.attn.tensors, **b.ffn.tensors}.items()}
-    return named
-
-
-def write_gguf(path: Path, spec) -> None:
-    """Random float32 weights of a spec's shape, no vocabulary."""
-    import gguf
-
-    rng = np.random.default_rng(0)
-    w = gguf.GGUFWriter(str(path), "llama")
-    w.add_context_length(spec.context_length_tokens)
-    w.add_embedding_length(spec.hidden_size)
-    w.add_block_count(spec.n_blocks)
-    w.add_feed_forward_length(spec.intermediate_size)
-    w.add_head_count(spec.n_heads)
-    w.add_head_count_kv(spec.n_kv_heads)
-    w.add_layer_norm_rms_eps(1e-5)
-    w.add_rope_dimension_count(spec.head_dim)
-    w.add_vocab_size(spec.vocab_size)
-    w.add_tokenizer_model("no_vocab")
-    for name, shape in tensors(spec).items():
-        w.add_tensor(name, rng.standard_normal(shape, dtype=np.float32))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-
-
-SYNTHETIC = {
-    "tied, rows of 256": dict(n_blocks=17, d=256, ff=512, heads=4, kv=2, head_dim=64, vocab=64, context=512),
-    "untied, 4 heads per key head": dict(
-        n_blocks=9, d=256, ff=256, heads=4, kv=1, head_dim=64, vocab=64, tied=False, context=512
-    ),
-    "rows not of 256": dict(n_blocks=9, d=96, ff=160, heads=3, kv=3, head_dim=32, vocab=64, tied=False, context=512),
-    "tied, rows not of 32": dict(n_blocks=2, d=80, ff=112, heads=5, kv=5, head_dim=16, vocab=64, context=512),
-}
-CHOSEN = re.compile(
-    r"\] +(\S+) +- \[.*size = [^(\n]*\((\w+)\)"
-)  # "[ 1/ 20] blk.0.… - [256, …], type = f32, size = a -> b (q4_K)"
-
-
-@pytest.mark.parametrize("case", SYNTHETIC)
-def test_tensor_types_are_those_of_llama_cpp(case, llama, tmp_path):
-    """Every tensor's type for every quantisation, with a dry run of llama.cpp's quantiser as judge."""
-    lib, lines = llama
-    spec = make_spec(**SYNTHETIC[case])
-    source = tmp_path / "f32.gguf"
-    write_gguf(source, spec)
-    for quant in GGUF_QUANTS:
-        lines.clear()
-        quantise(lib, source, tmp_path / "out.gguf", quant, dry_run=True)
-        found = {name: kind.upper() for name, kind in CHOSEN.findall("".join(lines))}
-        assert len(found) >= 7 * spec.n_blocks or quant == "F32"
-        total = 0
-        for name, shape in tensors(spec).items():
-            role = name.split(".", 2)[2] if name.startswith("blk.") else name
-            if role == name:
-                kind = global_type(role, shape, quant, tied=spec.tied_embeddings)
-            else:
-                index, gqa = int(name.split(".")[1]), spec.n_heads // spec.n_kv_heads
-                kind = tensor_type(role, shape, quant, index=index, n=spec.n_blocks, gqa=gqa, wide70=False)
-            assert kind.upper() == found.get(name, "F32"), f"{quant} {name}"
-            size = type_bytes(kind, shape)
-            total += size + -size % 32
-        assert Shapes(spec).gguf(whole(spec.n_blocks), quant).tensor_bytes == total
-
-
-def test_file_types_cover_every_quant():
-    assert set(FILE_TYPE) == set(DEFAULT) == set(GGUF_QUANTS)
-
-
-@pytest.mark.slow
-def test_gguf_file_sizes_of_smollm2(smollm2_gguf, llama, tmp_path):
-    """Whole files, header and vocabulary included, within 0.5 % (they are within 0.01 %)."""
-    sizes = Shapes(make_spec())
-    lossless = tmp_path / "F32.gguf"
-    quantise(llama[0], smollm2_gguf, lossless, "F32")
-    for quant in [q for q in GGUF_QUANTS if not q.startswith("IQ4")]:  # those take a minute each
-        out = lossless if quant == "F32" else tmp_path / f"{quant}.gguf"
-        if quant != "F32":
-            quantise(llama[0], lossless, out, quant)
-        assert sizes.gguf(whole(30), quant).file_bytes == pytest.approx(out.stat().st_size, rel=0.005), quant
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quant", ["fp32", "int8", "int4"])
-def test_onnx_folder_sizes_of_smollm2(smollm2_folder, tmp_path, quant):
-    from exporters import onnx
-
-    out = tmp_path / quant
-    onnx.export(smollm2_folder, out, quant, {}, lambda *_: None)
-    real = sum(f.stat().st_size for f in out.iterdir())
-    assert Shapes(make_spec()).onnx(whole(30), quant).file_bytes == pytest.approx(real, rel=0.005)
-    shutil.rmtree(out)
+__all__ = ["llama"]  # a fixture
 
 
 def test_tied_embedding_is_streamed_and_untied_is_not():
@@ -306,4 +184,3 @@ def test_what_can_not_be_asked():
     for context in (0, 8193):
         with pytest.raises(UsageError, match="8192"):
             predictor(whole(30), "Q8_0", context, 512)
-    assert set(ONNX_QUANTS) == {"fp32", "fp16", "int8", "int4"}

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_exporter_gguf import assert_same, convert, edit_json, export, needs_converter
+from _exported import assert_same, convert, edit_json, export, needs_converter
 
 from edgeprune.errors import InputRejected
 from edgeprune.gguf_file import read_header
@@ -20,6 +20,9 @@ TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = TEKKEN.replace("]+|[^", "]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^").replace(
+    r"]*|\p{N}|", r"]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}|"
 )
 TRAINING = [
     "The quick brown fox jumps over 12 lazy dogs, 345 times; isn't it? I'M sure they'LL say: we've seen 1234567 foxes.",
@@ -36,12 +39,12 @@ ASCII_ONLY = [t for t in TRICKY if t.isascii()]
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def byte_level(pattern: str | None, digits: bool = False):
+def byte_level(pattern: str | None, digits: bool = False, removed: bool = False):
     from tokenizers import Regex, pre_tokenizers
 
     steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     if pattern:
-        steps.append(pre_tokenizers.Split(Regex(pattern), "isolated", invert=False))
+        steps.append(pre_tokenizers.Split(Regex(pattern), "removed" if removed else "isolated", invert=removed))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
     return pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
 
@@ -86,7 +89,9 @@ def assert_tokens_equal(folder: Path, path: Path, texts: list[str]) -> None:
     ("smollm", dict(pattern=None, digits=True), False, TRICKY),
     ("qwen2", dict(pattern=WORDS + r"\p{N}" + REST), False, TRICKY),
     ("dbrx", dict(pattern=WORDS + r"\p{N}{1,3}" + REST), False, TRICKY),
-    ("llama-bpe", dict(pattern=WORDS + r"\p{N}{1,3}" + REST), True, TRICKY),
+    ("dbrx", dict(pattern=WORDS + r"\p{N}{1,3}" + REST, removed=True), False, TRICKY),  # OLMo 2, Phi-4
+    ("llama-bpe", dict(pattern=WORDS + r"\p{N}{1,3}" + REST), True, TRICKY),  # also SmolLM3
+    ("gpt-4o", dict(pattern=GPT4O), False, ASCII_ONLY),  # Phi-4-mini; letter case as in tekken
     ("tekken", dict(pattern=TEKKEN), True, ASCII_ONLY),  # llama.cpp approximates its letter case outside ASCII
 ])  # fmt: skip
 def test_byte_level_tokenizers(tiny_folder, tmp_path, name, pre, ignore_merges, texts):
@@ -97,6 +102,15 @@ def test_byte_level_tokenizers(tiny_folder, tmp_path, name, pre, ignore_merges, 
     assert len(metadata["tokenizer.ggml.tokens"]) == 512 and metadata["tokenizer.ggml.tokens"][511] == "[PAD511]"
     assert metadata["tokenizer.ggml.token_type"][:3] == (3, 3, 3) and metadata["tokenizer.ggml.token_type"][511] == 5
     assert_tokens_equal(folder, path, [*texts, "foxes", "the foxes"])
+
+
+def test_the_pre_tokenizer_of_granite(tiny_folder, tmp_path):
+    """Splits as SmolLM's does, but decoding cleans up spaces, which llama.cpp calls another tokenizer."""
+    folder = bpe_folder(tiny_folder, tmp_path / "m", byte_level(None, digits=True))
+    edit_json(folder / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    path = export(folder, tmp_path / "m.gguf")
+    assert read_header(path).metadata["tokenizer.ggml.pre"] == "refact"
+    assert_tokens_equal(folder, path, TRICKY)
 
 
 @pytest.mark.parametrize("post, settings, bos", [
@@ -176,6 +190,7 @@ def test_byte_fallback_without_a_sentencepiece_model(tiny_folder, tmp_path):
     assert_tokens_equal(out, export(out, tmp_path / "never.gguf"), texts)
 
 
+@pytest.mark.slow
 @needs_converter
 def test_sentencepiece_equals_the_converter(tiny_folder, tmp_path):
     folder = sentencepiece_folder(tiny_folder, tmp_path / "m")
@@ -199,3 +214,97 @@ def test_a_damaged_sentencepiece_model(tiny_folder, tmp_path, cut):
     with pytest.raises(InputRejected, match="tokenizer.model") as e:
         read_pieces(path)
     assert "\n" not in str(e.value)
+
+
+def gemma_folder(tiny_folder, out: Path) -> Path:
+    """SentencePiece that puts no space first, with pieces for runs of newlines and unused ones, as Gemma has."""
+    import sentencepiece
+
+    shutil.copytree(tiny_folder("gemma3", vocab_size=512), out)
+    (out / "text.txt").write_text("\n".join(TRAINING * 3))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(out / "text.txt"), model_prefix=str(out / "tokenizer"), vocab_size=460, model_type="bpe",
+        byte_fallback=True, character_coverage=0.98, split_digits=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, add_dummy_prefix=False, minloglevel=2,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["<mask>", "<unused0>", "\n\n", "<table>"],
+        num_threads=1,
+    )  # fmt: skip
+    for name in ("text.txt", "tokenizer.vocab", "tokenizer.json"):
+        (out / name).unlink()
+    names = dict(bos_token="<bos>", eos_token="</s>", pad_token="<pad>")
+    edit_json(out / "tokenizer_config.json", tokenizer_class="GemmaTokenizer", **names)
+    return out
+
+
+@pytest.mark.slow
+def test_gemma_kind_of_sentencepiece(tiny_folder, tmp_path):
+    import sentencepiece
+
+    folder = gemma_folder(tiny_folder, tmp_path / "m")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    path = export(folder, tmp_path / "m.gguf")
+    metadata = read_header(path).metadata
+    assert metadata["tokenizer.ggml.model"] == "llama" and metadata["tokenizer.ggml.add_space_prefix"] is False
+    session = llamacpp.open_session(path, n_ctx=64, n_threads=1)
+    for text in [*(t for t in TRICKY if "<|" not in t), "a\n\nb\n\n\nc", "<table>x"]:
+        assert session.tokenize(text) == reference.encode(text), repr(text)
+    session.close()
+
+
+def phi3_folder(tiny_folder, out: Path, name: str) -> Path:
+    """A byte-fallback tokenizer.json whose chat tokens swallow the blanks after them, as Phi-3's do."""
+    from transformers import AutoTokenizer
+
+    model = sentencepiece_folder(tiny_folder, out / "spm")
+    folder = out / name
+    shutil.copytree(model, folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    free = max([*data["model"]["vocab"].values(), *(t["id"] for t in data["added_tokens"])]) + 1
+    plain = dict(single_word=False, lstrip=False, normalized=False, special=True)
+    there = {t["content"] for t in data["added_tokens"]}
+    for text in [t for t in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>") if t not in there]:
+        data["added_tokens"].append(dict(plain, id=free, content=text, rstrip=text != "<|endoftext|>"))
+        free += 1
+    for token in data["added_tokens"]:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    data["normalizer"] = {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]}  # fmt: skip
+    data["pre_tokenizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Phi-3-mini-instruct", "my-model"])
+def test_special_tokens_that_swallow_blanks(tiny_folder, tmp_path, name):
+    """llama.cpp does that for models with "phi-3" in their name only; a dialogue gives the same ids in both."""
+    folder = phi3_folder(tiny_folder, tmp_path, name)
+    path = export(folder, tmp_path / "m.gguf")
+    assert "phi-3" in read_header(path).metadata["general.name"].lower()
+    dialogue = "<|user|>\nThe quick brown fox?<|end|>\n<|assistant|>\n"
+    from tokenizers import Tokenizer
+
+    want = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(dialogue, add_special_tokens=False).ids
+    session = llamacpp.open_session(path, n_ctx=64, n_threads=1)
+    assert session.tokenize(dialogue) == want
+    session.close()
+
+
+def test_one_text_for_two_tokens(tiny_folder, tmp_path):
+    folder = phi3_folder(tiny_folder, tmp_path, "twice")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["added_tokens"].append(dict(data["added_tokens"][-1], id=511))
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(InputRejected, match="and 511 are both"):
+        export(folder, tmp_path / "m.gguf")
+
+
+def test_a_name_that_would_mislead_llama_cpp(tiny_folder, tmp_path):
+    """Without those tokens it would not even load a model called so."""
+    folder = tmp_path / "phi3-like"
+    shutil.copytree(tiny_folder("llama"), folder)
+    path = export(folder, tmp_path / "m.gguf")
+    llamacpp.open_session(path, n_ctx=64, n_threads=1).close()

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -147,9 +148,9 @@ def test_the_plain_file_the_bad_ones_derive_from_is_read(tmp_path):
     path.write_bytes(gguf(data=bytes(range(64))))
     header = read_header(path)
     assert header.metadata == {"general.architecture": "llama"}
-    assert header.tensors["a"] == ("F32", (2, 8), header.data_offset, 64)
+    assert header.tensors["a"] == ("F32", (2, 8), header.data_offset, 64, path)
     assert header.weight_bytes == 64 and header.version == 3
-    assert list(tensor_samples(path, header, 4)) == [("a", "F32", (2, 8), bytes([30, 31, 32, 33]))]
+    assert list(tensor_samples(header, 4)) == [("a", "F32", (2, 8), bytes([30, 31, 32, 33]))]
     assert file_type(header) == "unknown"
 
 
@@ -235,16 +236,26 @@ def test_large_hostile_files_stay_cheap(tmp_path, what):
     assert float(out[0]) < 2 and int(out[1]) < 300_000
 
 
-def test_block_sizes_and_names_agree_with_gguf_py():
+def test_block_sizes_and_names_agree_with_ggml():
+    """Asked of the library that llama.cpp computes with; file types of gguf-py, which knows all but the newest."""
+    import ctypes
+
     import gguf as reference
+    import llama_cpp
 
+    path = min((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base*"), key=lambda p: len(p.name))
+    ggml = ctypes.CDLL(path)
+    ggml.ggml_type_name.restype, ggml.ggml_blck_size.restype = ctypes.c_char_p, ctypes.c_int64
+    ggml.ggml_type_size.restype = ctypes.c_size_t
     for number, (name, block, n_bytes) in GGML_TYPES.items():
-        kind = reference.GGMLQuantizationType(number)
-        assert (kind.name, *reference.GGML_QUANT_SIZES[kind]) == (name, block, n_bytes)
+        found = (ggml.ggml_type_name(number), ggml.ggml_blck_size(number), ggml.ggml_type_size(number))
+        assert (found[0].decode().upper(), *found[1:]) == (name, block, n_bytes)
+    known = {kind.value: kind.name.split("_", 1)[-1] for kind in reference.LlamaFileType}
     for number, name in FILE_TYPES.items():
-        assert reference.LlamaFileType(number).name.split("_", 1)[1] == name
+        assert known.get(number, "Q2_0") == name
 
 
+@pytest.mark.slow
 def test_real_file_agrees_with_gguf_py(smollm2_gguf):
     import gguf as reference
 
@@ -260,9 +271,9 @@ def test_real_file_agrees_with_gguf_py(smollm2_gguf):
     assert full.tensors == quick.tensors and list(full.tensors) == [t.name for t in reader.tensors]
     for t in reader.tensors:
         mine = full.tensors[t.name]
-        assert mine == (t.tensor_type.name, tuple(map(int, t.shape[::-1])), t.data_offset, t.n_bytes)
+        assert mine == (t.tensor_type.name, tuple(map(int, t.shape[::-1])), t.data_offset, t.n_bytes, smollm2_gguf)
     assert file_type(full) == "Q4_1"
-    samples = {name: raw for name, _, _, raw in tensor_samples(smollm2_gguf, quick)}
+    samples = {name: raw for name, _, _, raw in tensor_samples(quick)}
     data = smollm2_gguf.read_bytes()
     mid = full.tensors["output_norm.weight"]
     start = mid.offset + (mid.n_bytes - 64) // 2
@@ -275,3 +286,76 @@ def test_truncated_real_file_is_refused(smollm2_gguf, tmp_path, cut):
     data = smollm2_gguf.read_bytes()
     path.write_bytes(data[: int(len(data) * cut)])
     assert "truncated" in refused(path)
+
+
+def write_parts(folder, n_tensors=(1, 2, 1), name="m", **changes):
+    """A split model of tensors a, b, c …; changes: {"no", "count", "total"} of part 2, as written."""
+    paths, letters = [], iter("abcdefgh")
+    for i, n in enumerate(n_tensors):
+        no, count, total = i, len(n_tensors), sum(n_tensors)
+        if i == 1:
+            no, count = changes.get("no", no), changes.get("count", count)
+        if i == 0:
+            total = changes.get("total", total)
+        keys = (
+            *((ARCH,) if i == 0 else ()), kv("split.no", 2, struct.pack("<H", no)),
+            kv("split.count", 2, struct.pack("<H", count)), kv("split.tensors.count", 5, struct.pack("<i", total)),
+        )  # fmt: skip
+        named = [tensor(next(letters), (8, 2), 0, 64 * k) for k in range(n)]
+        paths.append(folder / f"{name}-{i + 1:05d}-of-{len(n_tensors):05d}.gguf")
+        paths[-1].write_bytes(gguf(keys, named, bytes([i]) * 64 * n))
+    return paths
+
+
+def test_any_part_opens_the_whole_split_model(tmp_path):
+    paths = write_parts(tmp_path, (0, 2, 1))  # llama-gguf-split --no-tensor-first-split
+    for path in paths:
+        header = read_header(path)
+        assert header.paths == tuple(paths) and header.metadata["general.architecture"] == "llama"
+        assert {name: t.path for name, t in header.tensors.items()} == {"a": paths[1], "b": paths[1], "c": paths[2]}
+        assert header.size == sum(p.stat().st_size for p in paths) and header.weight_bytes == 192
+        assert [raw[0] for *_, raw in tensor_samples(header)] == [1, 1, 2]
+
+
+def test_a_split_model_counts_as_one_artifact(tmp_path):
+    from edgeprune.files import sha256_tree, tree_bytes
+
+    paths = write_parts(tmp_path)
+    assert {tree_bytes(p) for p in paths} == {sum(p.stat().st_size for p in paths)}
+    before = sha256_tree(paths[0])
+    assert sha256_tree(paths[2]) == before
+    data = bytearray(paths[2].read_bytes())
+    data[-1] ^= 1
+    paths[2].write_bytes(data)
+    assert sha256_tree(paths[0]) != before
+
+
+@pytest.mark.parametrize("what, words", [
+    ("missing", "is missing"), ("renamed", "name should end in"), ("swapped", "not part 2 of 3"),
+    ("another count", "part 2 of 4 by its metadata"), ("another total", "hold 4 tensors, 5 were split"),
+    ("surplus", "tensor 'a' is in an earlier part"), ("number as text", "not a number of parts"),
+])  # fmt: skip
+def test_parts_that_do_not_belong_together(tmp_path, what, words):
+    changes = {"another count": {"count": 4}, "another total": {"total": 5}}.get(what, {})
+    paths = write_parts(tmp_path, **changes)
+    asked = paths[0]
+    if what == "missing":
+        paths[1].unlink()
+    elif what == "renamed":
+        asked = paths[0].rename(tmp_path / "model.gguf")
+    elif what == "swapped":
+        paths[1].rename(tmp_path / "x")
+        paths[2].rename(paths[1])
+        (tmp_path / "x").rename(paths[2])
+    elif what == "surplus":
+        other = write_parts(tmp_path, (1, 2, 1), name="other")
+        keys = [
+            kv("split.no", 2, b"\1\0"),
+            kv("split.count", 2, b"\3\0"),
+            kv("split.tensors.count", 5, struct.pack("<i", 4)),
+        ]
+        paths[1].write_bytes(gguf(keys, [tensor("a", (8, 2))]))
+        assert read_header(other[0]).paths == tuple(other)
+    elif what == "number as text":
+        asked.write_bytes(gguf((ARCH, kv("split.count", STR, text("3")))))
+    assert words in refused(asked)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("edgeprune/**/*.py"), *ROOT.glob("exporters/**/*.py")])
-BASE = {"edgeprune", "edgeprune.types", "edgeprune.errors", "edgeprune.catalog", "edgeprune.families"}
+BASE = {"edgeprune"} | {f"edgeprune.{m}" for m in ("types", "errors", "blocks", "catalog", "families")}
 FILE_LAYER = {"edgeprune.files", "edgeprune.checkpoint", "edgeprune.gguf_file"}
 LEAVES = ("edgeprune.metrics", "edgeprune.healers", "edgeprune.runtimes", "exporters")
 TORCH_FREE = (
@@ -95,7 +95,8 @@ def test_every_registry_entry_keeps_its_contract():
             "GLOBALS",
             "LAYER",
             "OUTPUTS",
-            "PER_LAYER_CONFIG",
+            "per_layer",
+            "decoder",
             "TINY",
         ),
         "edgeprune.metrics": ("SOURCE", "rate"),

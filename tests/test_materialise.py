@@ -53,9 +53,40 @@ def test_export_and_back_is_the_identity(family, tiny_folder, tmp_path):
     config = AutoConfig.from_pretrained(folder)
     (tmp_path / "back").mkdir()
     module = families.for_model_type(family)
-    materialise.write_weights(tmp_path / "x.gguf", header, module, config, tmp_path / "back" / "model.safetensors")
+    materialise.write_weights(header, module, config, tmp_path / "back" / "model.safetensors")
     (tmp_path / "back" / "config.json").write_text((folder / "config.json").read_text())
     one, other = open_checkpoint(folder), open_checkpoint(tmp_path / "back")
     for name in one.tensors:
         assert np.array_equal(read_tensor(one, name), read_tensor(other, name)), name
     assert model.inspect(tmp_path / "x.gguf").params == model.inspect(folder).params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3", "phi3"])
+def test_torch_computes_what_llama_cpp_does(family, tiny_folder, tmp_path):
+    """Head sizes, windows and attention scales that transformers' GGUF reading leaves at its defaults."""
+    import torch
+    from _gguf_models import llama_logits, some_ids, torch_logits
+    from transformers import AutoModelForCausalLM
+
+    path, ids = tmp_path / "x.gguf", some_ids()
+    export.export(tiny_folder(family), "gguf", "F32", path, verify=False)
+    materialise.materialise(path, tmp_path / "back")
+    found = torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32), ids)
+    # llama.cpp's GELU is a float16 table
+    assert np.abs(found - llama_logits(path, ids)).max() < (2e-2 if family.startswith("gemma") else 1e-5)
+
+
+def test_a_split_model_is_read_from_all_its_parts(tiny_folder, tmp_path):
+    from _gguf_models import split
+
+    from edgeprune.gguf_file import read_header
+
+    folder = tiny_folder("llama")
+    export.export(folder, "gguf", "F32", tmp_path / "x.gguf", verify=False)
+    parts = split(tmp_path / "x.gguf", tmp_path / "s.gguf", 20)
+    materialise.materialise(parts[1], tmp_path / "back")
+    one, other = open_checkpoint(folder), open_checkpoint(tmp_path / "back")
+    for name in one.tensors:
+        assert np.array_equal(read_tensor(one, name), read_tensor(other, name)), name
+    assert len(read_header(parts[0]).paths) == len(parts) == 3

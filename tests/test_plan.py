@@ -12,6 +12,7 @@ import pytest
 from _shapes import make_scores, make_spec
 
 from edgeprune import devices
+from edgeprune._gguf_mix import NEED_IMATRIX
 from edgeprune.blocks import check_blocks, is_portable, whole
 from edgeprune.cost import best_backend, predict, quants
 from edgeprune.errors import InfeasibleBudget, UsageError, WrongWeights
@@ -258,22 +259,54 @@ def test_quant_names_may_be_typed_in_lower_case():
     assert make_plan(SPEC, None, devices.load("m2"), Budget(quant="q4_k_m")).quant == "Q4_K_M"
 
 
-def test_steps_that_no_stock_runtime_loads_are_passed_over():
-    scores = make_scores(SPEC, [5, 6])
-    half = (*whole(12)[:5], Block(attn=None, ffn=5), *whole(12)[6:])
-    path = (scores.path[0], PathStep(blocks=half, kl=0.0, perplexity=1.0), *scores.path[1:])
-    budget = Budget(
-        max_mem_bytes=make_plan(SPEC, None, devices.load("m2"), Budget(quant="Q4_0")).prediction.memory_bytes - 1,
-        quant="Q4_0",
+def _path(spec, *lists):
+    """Scores whose path is the whole model and then these block lists, at no damage."""
+    steps = [PathStep(blocks=b, kl=0.01 * k, perplexity=1.0) for k, b in enumerate((whole(spec.n_blocks), *lists))]
+    return make_scores(spec, []).model_copy(update={"path": tuple(steps)})
+
+
+def _just_below_whole(spec, runtime):
+    whole_one = make_plan(spec, None, devices.load("m2"), Budget(quant=QUANT[runtime], runtime=runtime))
+    return Budget(max_mem_bytes=whole_one.prediction.memory_bytes - 1, quant=QUANT[runtime], runtime=runtime)
+
+
+QUANT = {"llamacpp": "Q4_0", "onnxruntime": "int4"}
+NO_ATTENTION_5 = (*whole(12)[:5], Block(attn=None, ffn=5), *whole(12)[6:])
+NO_ATTENTION_0 = (Block(attn=None, ffn=0), *whole(12)[1:])
+WITHOUT_4 = tuple(b for b in whole(12) if b.attn != 4)
+WITHOUT_4_TO_7 = tuple(b for b in whole(12) if b.attn not in (4, 5, 6, 7))
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "runtime", "refused", "taken"),
+    [
+        ("llama", True, "llamacpp", NO_ATTENTION_0, NO_ATTENTION_5),
+        ("qwen3", True, "llamacpp", None, NO_ATTENTION_5),
+        ("qwen3", False, "llamacpp", NO_ATTENTION_5, WITHOUT_4),
+        ("gemma2", True, "llamacpp", NO_ATTENTION_5, WITHOUT_4),
+        ("gemma2", True, "onnxruntime", None, NO_ATTENTION_0),
+        ("smollm3", True, "llamacpp", WITHOUT_4, WITHOUT_4_TO_7),
+        ("smollm3", True, "onnxruntime", None, WITHOUT_4),
+    ],
+)
+def test_only_what_the_runtime_can_run_is_planned(family, tied, runtime, refused, taken):
+    base = make_spec(12, vocab=9000, tied=tied)
+    blocks = tuple(
+        b.model_copy(update={"rotates": family != "smollm3" or (i + 1) % 4 != 0}) for i, b in enumerate(base.blocks)
     )
-    plan = make_plan(SPEC, scores.model_copy(update={"path": path}), devices.load("m2"), budget)
-    assert plan.blocks == scores.path[1].blocks
+    spec = base.model_copy(update={"family": family, "blocks": blocks})
+    budget = _just_below_whole(spec, runtime)
+    lists = [b for b in (refused, taken) if b]
+    assert make_plan(spec, _path(spec, *lists), devices.load("m2"), budget).blocks == taken
+    if refused:
+        with pytest.raises(InfeasibleBudget, match="can't run 1 of 2 steps of the path: .*llowed"):
+            make_plan(spec, _path(spec, refused), devices.load("m2"), budget)
 
 
-def test_every_quant_has_a_prior():
+def test_every_quant_that_auto_tries_has_a_prior():
     for runtime in ("llamacpp", "onnxruntime"):
-        assert {q for r, q in QUANT_KL_PRIOR if r == runtime} == set(quants(runtime))
-        assert set(LADDER[runtime]) <= set(quants(runtime))
+        assert set(LADDER[runtime]) <= {q for r, q in QUANT_KL_PRIOR if r == runtime} <= set(quants(runtime))
+    assert not NEED_IMATRIX & set(LADDER["llamacpp"]), "auto proposes nothing that asks for another file"
     assert quant_kl("llamacpp", "Q4_K_M", 135_000_000) > quant_kl("llamacpp", "Q4_K_M", 8_000_000_000) == 0.0313
 
 
@@ -285,3 +318,11 @@ def test_planning_is_quick():
     plan = make_plan(big, scores, device, Budget(max_mem_bytes=20 * 10**9))
     assert time.process_time() - start < 1.0
     assert plan.removed
+
+
+@pytest.mark.parametrize(("asked", "planned"), [("iq3_m", "IQ3_M"), ("Q4_K", "Q4_K_M"), ("tq1_0", "TQ1_0")])
+def test_any_quantisation_is_planned_by_name(asked, planned):
+    """Aliases as llama-quantize knows them; without a published figure the quantisation's damage is unknown, not zero."""
+    plan = make_plan(make_spec(), None, devices.load("m2"), Budget(quant=asked, runtime="llamacpp"))
+    assert plan.quant == planned
+    assert (plan.quant_kl is None) == (planned == "TQ1_0")

@@ -13,12 +13,13 @@ from edgeprune import files, model, prune, score, torch_model
 from edgeprune.blocks import removed_sublayers, whole, without_block
 from edgeprune.calibration import Windows
 from edgeprune.catalog import names
-from edgeprune.checkpoint import open_checkpoint, raw_bytes, read_tensor
+from edgeprune.checkpoint import halves, open_checkpoint, raw_bytes, read_tensor
 from edgeprune.errors import InputRejected, UsageError, WrongWeights
 from edgeprune.types import Block, Budget, Plan, Prediction, Text
 
 IDENTITY = 2
 SEAM = (Block(attn=0, ffn=0), Block(attn=1, ffn=3), Block(attn=4, ffn=4))
+IRREGULAR = (Block(attn=0, ffn=0), Block(attn=1, ffn=None), Block(attn=None, ffn=2), Block(attn=4, ffn=4))
 TOKENS = [[1, 5, 77, 130, 9, 250, 33, 8, 61, 200, 17, 90]]
 
 
@@ -72,8 +73,12 @@ def own_windows(m):
 
     torch.manual_seed(0)
     starts = torch.tensor([[5], [77], [130], [250]])
-    tokens = m.generate(starts, max_new_tokens=95, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=None)
-    return Windows(tokens.tolist(), Text(name="own", sha256="0", tokens=384, context_tokens=96, stride_tokens=96))
+    tokens = m.generate(starts, max_new_tokens=63, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=None)
+    return Windows(tokens.tolist(), Text(name="own", sha256="0", tokens=256, context_tokens=64, stride_tokens=64))
+
+
+def torch_close(a, b) -> bool:
+    return (a - b).abs().max().item() < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,14 +94,15 @@ def test_dropping_an_identity_block_changes_nothing(family, tiny_folder, tmp_pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("metric", names("edgeprune.metrics"))
-def test_an_identity_block_is_least_damaging(family, metric, tiny_folder):
+def test_an_identity_block_is_least_damaging(family, tiny_folder):
     folder = tiny_folder(family, identity=IDENTITY)
-    m = torch_model.load(folder)
-    found = score.score(m, model.inspect(folder), own_windows(m), metric=metric, max_steps=3, progress=lambda *a: None)
-    assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
-    assert removed_sublayers(found.path[1].blocks, 5) == [("A", IDENTITY), ("F", IDENTITY)]
-    assert abs(found.path[1].kl) < 1e-6 < found.path[2].kl
+    m, spec = torch_model.load(folder), model.inspect(folder)
+    windows = own_windows(m)
+    for metric in names("edgeprune.metrics"):
+        found = score.score(m, spec, windows, metric=metric, max_steps=3, progress=lambda *a: None)
+        assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
+        assert removed_sublayers(found.path[1].blocks, 5) == [("A", IDENTITY), ("F", IDENTITY)]
+        assert abs(found.path[1].kl) < 1e-6 < found.path[2].kl
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,11 +110,13 @@ def test_a_seam_cut_joins_the_halves_it_names(family, tiny_folder, tmp_path):
     folder = tiny_folder(family)
     out = cut(folder, SEAM, tmp_path / "out")
     base, pruned = open_checkpoint(folder), open_checkpoint(out)
+    of_attention = ["self_attn", "input_layernorm"]
+    of_attention += ["post_attention_layernorm"] if family in ("gemma2", "gemma3", "olmo2") else []
     for name, entry in pruned.tensors.items():
         source = name
         for new, block in enumerate(SEAM):
             if name.startswith(f"model.layers.{new}."):
-                attention = "self_attn" in name or "input_layernorm" in name
+                attention = any(part in name for part in of_attention)
                 old = block.attn if attention else block.ffn
                 source = name.replace(f"layers.{new}.", f"layers.{old}.", 1)
         assert raw_bytes(entry) == raw_bytes(base.tensors[source]), name
@@ -127,6 +135,54 @@ def test_a_seam_cut_equals_skipping_the_sublayers(tiny_folder):
     for layer, path in ((1, "mlp.down_proj"), (2, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
         zeroed.model.layers[layer].get_submodule(path).weight.zero_()
     assert logits(cut_model).equal(logits(zeroed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_half_adds_nothing(family, tiny_folder, tmp_path):
+    """An irregular folder opens in plain transformers and computes what skipping the halves computes."""
+    folder = tiny_folder(family)
+    out = cut(folder, IRREGULAR, tmp_path / "out")
+    skipping = torch_model.load(folder)
+    layers = skipping.model.layers
+    for layer, path in ((1, "mlp.down_proj"), (2, "self_attn.o_proj"), (3, "self_attn.o_proj"), (3, "mlp.down_proj")):
+        layers[layer].get_submodule(path).weight.zero_()
+    pruned = torch_model.load(out)
+    assert torch_close(logits(pruned), logits(skipping))
+    assert greedy(pruned) == greedy_uncached(pruned)
+    spec = model.inspect(out)
+    assert [(b.attn.params > 0, b.ffn.params > 0) for b in spec.blocks] == [
+        (b.attn is not None, b.ffn is not None) for b in IRREGULAR
+    ]
+    assert [b.kv_elements_per_token > 0 for b in spec.blocks] == [True, True, False, True]
+    assert halves(open_checkpoint(out)) == ((True, True), (True, False), (False, True), (True, True))
+
+
+def test_halves_said_to_be_missing_must_be_zero(tiny_folder, tmp_path):
+    out = cut(tiny_folder("llama"), whole(5), tmp_path / "out")
+    (out / "edgeprune.json").write_text(json.dumps({"kept": "0 1:- 2-4"}))
+    with pytest.raises(InputRejected, match="not zero"):
+        model.inspect(out)
+
+
+def test_what_a_layer_is_by_its_place_travels_with_its_attention(tiny_folder, tmp_path):
+    """SmolLM3's unrotated layers and Gemma's windows, written by a formula in configs that list nothing."""
+    for family, fields, kept in (
+        ("smollm3", {"no_rope_layers": [1, 1, 1]}, ((0, 0), (1, 3), (4, 4))),
+        (
+            "gemma2",
+            {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+            ((0, 0), (1, 3), (4, 4)),
+        ),
+    ):
+        folder, bare = tiny_folder(family), tmp_path / f"bare-{family}"
+        shutil.copytree(folder, bare)
+        config = json.loads((bare / "config.json").read_text())
+        for name in ("layer_types", "no_rope_layers"):
+            config.pop(name, None)
+        (bare / "config.json").write_text(json.dumps(config))
+        m = torch_model.load(cut(bare, tuple(Block(attn=a, ffn=f) for a, f in kept), tmp_path / family))
+        assert {name: getattr(m.config, name) for name in fields} == fields
+        assert logits(m).equal(logits(torch_model.view(torch_model.load(folder), SEAM)))
 
 
 def test_the_folder_is_complete_and_opens_plainly(tiny_folder, tmp_path):
@@ -183,7 +239,7 @@ def test_a_plan_for_other_weights_is_refused(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "blocks", [(Block(attn=0, ffn=9),), (Block(attn=1, ffn=1), Block(attn=0, ffn=2)), (Block(attn=None, ffn=2),), ()]
+    "blocks", [(Block(attn=0, ffn=9),), (Block(attn=1, ffn=1), Block(attn=0, ffn=2)), (Block(attn=None, ffn=None),), ()]
 )
 def test_an_unusable_block_list_is_refused(blocks, tiny_folder, tmp_path):
     folder = tiny_folder("llama")

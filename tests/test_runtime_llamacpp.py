@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import FAMILIES
+from conftest import FAMILY_NAMES
 
 from edgeprune.errors import EdgepruneError, InputRejected, UsageError
 from edgeprune.runtimes import llamacpp
@@ -47,7 +48,9 @@ def ids(n: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("precise, tolerance", [(True, 1e-5), (False, 2e-2)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILY_NAMES if f != "llama")]
+)
 def test_cached_decoding_equals_one_pass(tiny_gguf, open_session, family, precise, tolerance):
     session, tokens = open_session(tiny_gguf(family), precise=precise), ids(40)
     whole = session.logits(tokens)
@@ -94,7 +97,7 @@ def test_long_texts_run_in_steps(tiny_gguf, open_session, monkeypatch):
     assert np.abs(session.prefill(tokens) - whole[-1]).max() < 1e-5
 
 
-def test_what_a_session_knows(tiny_gguf, open_session):
+def test_what_a_session_knows(tiny_gguf, open_session, tmp_path):
     path = tiny_gguf("qwen3", "Q8_0")
     session = open_session(path)
     assert (session.n_vocab, session.n_blocks, session.bos_token) == (320, 5, None)
@@ -103,7 +106,17 @@ def test_what_a_session_knows(tiny_gguf, open_session):
     assert (session.backend == "cpu") == (not llama_cpp.llama_supports_gpu_offload())
     assert llamacpp.quant(path) == "Q8_0" and llamacpp.reads(path)
     assert "llama-cpp-python" in llamacpp.version() and "CPU: " in llamacpp.version()
-    assert not llamacpp.reads(path.parent)
+    assert not llamacpp.reads(tmp_path)
+
+
+def test_a_folder_is_read_for_the_one_gguf_in_it(tiny_gguf, open_session, tmp_path):
+    shutil.copyfile(tiny_gguf("qwen3", "Q8_0"), tmp_path / "m.gguf")
+    assert llamacpp.reads(tmp_path) and llamacpp.quant(tmp_path) == "Q8_0"
+    assert open_session(tmp_path).n_blocks == 5
+    shutil.copyfile(tmp_path / "m.gguf", tmp_path / "other.gguf")
+    assert not llamacpp.reads(tmp_path)  # a choice
+    (tmp_path / "other.gguf").rename(tmp_path / "config.json")
+    assert not llamacpp.reads(tmp_path)  # a transformers folder
 
 
 def test_tokenize_parses_special_tokens_and_adds_none(tiny_folder, tiny_gguf, open_session):

@@ -84,9 +84,9 @@ def test_only_pickle_weights(model):
         ({"_attn_implementation_internal": "kernels/x"}, "implementation"),
         ({"model_type": "qwen22"}, "Did you mean 'qwen2'"),
         ({"num_hidden_layers": 4}, "layer"),
-        ({"num_hidden_layers": 6}, "layer 5"),
+        ({"num_hidden_layers": 6}, "layers.5"),
         ({"num_hidden_layers": "5"}, "num_hidden_layers"),
-        ({"hidden_size": 32}, "should be"),
+        ({"hidden_size": 32}, "config.json says"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -190,7 +190,7 @@ def test_an_artifact_no_runtime_reads(tmp_path):
 
 
 def test_an_unknown_quantisation_or_format(model, tmp_path):
-    refused(call("export", model, "--format", "gguf", "--quant", "Q4_K", "-o", tmp_path / "y.gguf"), 2, "Q4_K_M")
+    refused(call("export", model, "--format", "gguf", "--quant", "Q4_KM", "-o", tmp_path / "y.gguf"), 2, "Q4_K_M")
     refused(call("export", model, "--format", "ggml", "--quant", "Q8_0", "-o", tmp_path / "y.gguf"), 2, "gguf")
 
 

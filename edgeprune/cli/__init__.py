@@ -10,10 +10,12 @@ VERBS = (
     "inspect",
     "score",
     "plan",
+    "recipe",
     "prune",
     "export",
     "bench",
     "evaluate",
+    "chat",
     "report",
     "run",
 )  # as --help lists

@@ -208,7 +208,7 @@ def artifact(a: Artifact) -> None:
     say(f"{a.format} {a.quant}: {a.n_blocks} blocks, {show_bytes(a.bytes)}, sha256 {a.sha256}")
     if a.mean_kl is not None:
         say(
-            f"loaded and compared with torch: KL {a.mean_kl:.2g} nats per token, largest logit difference {number(a.max_logit_error)}"
+            f"loaded and compared with its source: KL {a.mean_kl:.2g} nats per token, largest logit difference {number(a.max_logit_error)}"
         )
     say(f"wrote {a.path}")
 

@@ -11,6 +11,7 @@ from edgeprune.cli import _show
 from edgeprune.cli._app import command_line, verb
 from edgeprune.cli._options import Force, Json
 from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 
 
@@ -18,26 +19,41 @@ from edgeprune.files import refuse_existing
 def prune(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     plan: Annotated[Path, typer.Option(help="From `edgeprune plan -o`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A transformers folder to make.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A transformers folder to make; of a .gguf also a .gguf (no torch).")
+    ],
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write the transformers folder a plan leaves. Kept tensors stay bit-identical; opens with from_pretrained."""
+    """Write the model a plan leaves, as a transformers folder or, from a .gguf, as a .gguf. Kept tensors stay bit-identical."""
     from edgeprune import folders
     from edgeprune import model as models
     from edgeprune import prune as pruning
+    from edgeprune.gguf_prune import prune_gguf
     from edgeprune.types import Plan
 
     refuse_existing(output, force)
     made = folders.read_record(plan, Plan)
     path = models.resolve(model)
+    if output.suffix == ".gguf" and path.is_dir():
+        raise UsageError(
+            f"{model} is a transformers folder: prune it to a folder, then `edgeprune export` writes the .gguf"
+        )
     spec = models.inspect(path)
     pruning.check_plan(made, spec)
     note(f"pruning {spec.name}: {made.removed or 'nothing'} removed, {len(made.blocks)} of {spec.n_blocks} blocks stay")
-    with folders.as_folder(path) as folder, progress() as tick:
-        pruning.prune(
-            folder, spec, made, output, base_model=folders.public_name(model), command=command_line(), force=force,
-            progress=lambda done, total: tick("writing", done, total),
-        )  # fmt: skip
+    name = folders.public_name(model)
+    with progress() as tick:
+
+        def show(done: int, total: int) -> None:
+            tick("writing", done, total)
+
+        if output.suffix == ".gguf":
+            prune_gguf(path, spec, made, output, base_model=name, force=force, progress=show)
+        else:
+            with folders.as_folder(path) as folder:
+                pruning.prune(
+                    folder, spec, made, output, base_model=name, command=command_line(), force=force, progress=show
+                )
     result = models.inspect(output)
     emit(result) if json else _show.pruned(output, spec, result, made)

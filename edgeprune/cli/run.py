@@ -56,7 +56,9 @@ def run(
     max_steps: MaxSteps = None,
     exports: Annotated[
         list[str] | None,
-        typer.Option("--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4."),
+        typer.Option(
+            "--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4-mixed."
+        ),
     ] = None,  # noqa: E501
     baseline: Annotated[bool, typer.Option(help="Also measure the whole model at the planned quantisation.")] = True,
     json: Json = False,

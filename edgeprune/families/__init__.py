@@ -1,21 +1,27 @@
-"""One file per model family: where its sub-layers live and what is per layer. No torch here.
+"""One file per model family: where its sub-layers live and what its config means. No torch here.
 
 A family module says:
     MODEL_TYPES   config.json `model_type` values it covers
     GGUF_ARCH     GGUF `general.architecture` it is written as
     LAYER, ATTN, FFN, GLOBALS, IGNORED, OUTPUTS   tensor names, see _llama_like
-    sliding_window(config, layer) -> int | None   attention window of a layer, tokens
-    PER_LAYER_CONFIG   config lists with one entry per layer, re-sliced with the attention
     PERMUTE_QK    whether GGUF stores rotary query/key rows interleaved (llama.cpp's NORM rope)
     TINY          config values of a small model of the family, for tests
+    decoder(config) -> Decoder   the model's shape and arithmetic, see _decoder
+    per_layer(config) -> dict    config lists with one entry per layer, spelt out; they move with the attention
+    GGUF_ARCH_IRREGULAR   (optional) the architecture that holds blocks without attention or feed-forward
+    NOPE_EVERY    (optional) runtimes that skip rotation by the block's position: {runtime: every n-th}
 """
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from edgeprune.catalog import did_you_mean, load_all
 from edgeprune.errors import InputRejected
+from edgeprune.families._decoder import Decoder
+from edgeprune.families._holds import Half, refusal
+from edgeprune.families._tensors import Place, is_tied, place
 
 
 def for_model_type(model_type: str) -> ModuleType:
@@ -30,6 +36,14 @@ def for_model_type(model_type: str) -> ModuleType:
     )
 
 
+def decoder(config: dict[str, Any]) -> Decoder:
+    """A config.json as a Decoder. Raises InputRejected naming the field that is unusable."""
+    return for_model_type(config["model_type"]).decoder(config)
+
+
 def key(module: ModuleType) -> str:
     """The registry key (file name) of a family module."""
     return module.__name__.rsplit(".", 1)[-1]
+
+
+__all__ = ["Decoder", "Half", "Place", "decoder", "for_model_type", "is_tied", "key", "place", "refusal"]

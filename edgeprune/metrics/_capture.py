@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeprune import families
+
 if TYPE_CHECKING:
     import torch
 
@@ -50,5 +52,9 @@ def run_layers(layers: Any, hidden: torch.Tensor, calls: list[LayerCall]) -> tor
 
 
 def head(model: Any, stream: torch.Tensor) -> torch.Tensor:
-    """Logits (t, v) from the stream (1, t, d)."""
-    return model.lm_head(model.model.norm(stream))[0]
+    """Logits (t, v) from the stream (1, t, d), scaled and capped as the family does."""
+    import torch
+
+    d = families.decoder(model.config.to_dict())
+    logits = model.lm_head(model.model.norm(stream))[0] * d.logit_scale
+    return logits if d.logit_softcap is None else d.logit_softcap * torch.tanh(logits / d.logit_softcap)

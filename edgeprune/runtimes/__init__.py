@@ -11,7 +11,7 @@ the default is what the runtime's users get.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,10 @@ class Session(Protocol):
     backend: str  # "cpu", "cuda", …
     n_vocab: int
     n_blocks: int
+    n_ctx: int  # tokens the cache holds
     bos_token: int | None  # put before a prompt by default, or None
+    chat_template: str | None  # the artifact's own, in Jinja
+    special_texts: dict[str, str]  # "bos_token": "<s>", … as a chat template names them
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -39,5 +42,14 @@ class Session(Protocol):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids without added BOS/EOS; special tokens in the text are parsed."""
+
+    def text_stream(self, prompt: Sequence[int]) -> Callable[[int], str]:
+        """A function from each token generated after `prompt`, in order, to the text it completes.
+
+        Bytes that are no whole character yet are kept back; special tokens give "".
+        """
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its text or its turn with this token."""
 
     def close(self) -> None: ...

@@ -40,7 +40,7 @@ def predict(path: Path, n_ctx: int, n_threads: int) -> dict[str, int | None]:
     Raises InputRejected with llama.cpp's reason when the file does not load.
     """
     header = read_header(path)
-    found = _child(path, n_ctx, n_threads)
+    found = _child(header.paths[0], n_ctx, n_threads)
     return {
         "weights_bytes": header.weight_bytes,
         "repack_bytes": repacked_bytes(header, found["buffers"], found["left_out"]),

@@ -6,6 +6,7 @@ layers on the accelerator there is, no full-size cache for sliding windows. `Lla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
 from edgeprune.gguf_file import file_type, read_header
 from edgeprune.runtimes import _llama_log
+from edgeprune.runtimes._llama_text import LlamaText
 
 N_BATCH, N_UBATCH = 2048, 512
 _F32, _F16 = 0, 1  # enum ggml_type
@@ -23,7 +25,8 @@ _LOGITS_BYTES = 64 << 20  # output buffer of one `logits` step
 
 
 def reads(path: Path) -> bool:
-    return Path(path).suffix == ".gguf" and Path(path).is_file()
+    path = Path(path)
+    return path.suffix == ".gguf" and path.is_file() if not path.is_dir() else _only_gguf(path) is not None
 
 
 def version() -> str:
@@ -38,20 +41,39 @@ def version() -> str:
 
 def quant(path: Path) -> str:
     """The file's own word for it, e.g. "Q4_K_M"; "unknown" when it does not say."""
-    return file_type(read_header(path))
+    return file_type(read_header(_file(path)))
 
 
 def open_session(path: Path, *, n_ctx: int, n_threads: int, precise: bool = False) -> LlamaSession:
     """Raises InputRejected with llama.cpp's reason when the file does not load, OutOfResources without memory."""
-    read_header(path)
-    return LlamaSession(Path(path), n_ctx, n_threads, precise)
+    first = read_header(_file(path)).paths[0]  # llama.cpp opens a split model by its first part
+    return LlamaSession(first, n_ctx, n_threads, precise)
+
+
+def open_text(path: Path) -> LlamaText:
+    """The vocabulary alone, without weights. Raises as `open_session`."""
+    first = read_header(_file(path)).paths[0]
+    lib = _llama_log.library()
+    return LlamaText(lib, _load(lib, first, vocab_only=True))
 
 
 def memory_breakdown(path: Path, n_ctx: int, n_threads: int) -> dict[str, int | None]:
     """Bytes a default session takes, found without loading weights: see `_llama_memory.predict`."""
     from edgeprune.runtimes._llama_memory import predict
 
-    return predict(Path(path), n_ctx, n_threads)
+    return predict(_file(path), n_ctx, n_threads)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The file, or the first part, of a GGUF folder; None for a transformers folder, or where there is a choice."""
+    found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    found = [p for p in found if not re.search(r"-of-\d{5}$", p.stem) or "-00001-of-" in p.stem]
+    return found[0] if len(found) == 1 else None
+
+
+def _file(path: Path) -> Path:
+    path = Path(path)
+    return (_only_gguf(path) if path.is_dir() else None) or path
 
 
 def model_params(lib: Any) -> Any:
@@ -61,6 +83,16 @@ def model_params(lib: Any) -> Any:
     # all repacked weights keeps a build that has them away from them.
     params.use_extra_bufts = params.use_extra_bufts and not _has_amx(lib)
     return params
+
+
+def _load(lib: Any, path: Path, vocab_only: bool = False) -> Any:
+    _llama_log.clear()
+    params = model_params(lib)
+    params.vocab_only = vocab_only
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise _failure(f"llama.cpp does not load {path}")
+    return model
 
 
 def context_params(lib: Any, n_ctx: int, n_threads: int, precise: bool = False) -> Any:
@@ -74,31 +106,24 @@ def context_params(lib: Any, n_ctx: int, n_threads: int, precise: bool = False) 
     return params
 
 
-class LlamaSession:
+class LlamaSession(LlamaText):
     """A Session (see edgeprune.runtimes). Not thread-safe."""
 
     def __init__(self, path: Path, n_ctx: int, n_threads: int, precise: bool):
-        lib = self._lib = _llama_log.library()
         self._model = self._context = None
         if n_ctx < 1 or n_threads < 1:
             raise UsageError(f"a session needs a token and a thread, asked {n_ctx} tokens, {n_threads} threads")
-        _llama_log.clear()
-        params = model_params(lib)
-        self._model = lib.llama_model_load_from_file(str(path).encode(), params)
-        if not self._model:
-            raise _failure(f"llama.cpp does not load {path}")
+        lib = _llama_log.library()
+        super().__init__(lib, _load(lib, path))
         self._context = lib.llama_init_from_model(self._model, context_params(lib, n_ctx, n_threads, precise))
         if not self._context:
             self.close()
             raise _failure(f"llama.cpp cannot run {path} with a context of {n_ctx}")
-        self._vocab = lib.llama_model_get_vocab(self._model)
         self._memory = lib.llama_get_memory(self._context)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.n_blocks: int = lib.llama_model_n_layer(self._model)
         self.n_ctx: int = lib.llama_n_ctx(self._context)
         self.backend = _backend(lib)
-        bos = lib.llama_vocab_bos(self._vocab) if lib.llama_vocab_get_add_bos(self._vocab) else -1
-        self.bos_token: int | None = bos if bos >= 0 else None
         self._one = (lib.llama_token * 1)()
         self._one_batch = lib.llama_batch_get_one(self._one, 1)
         self._n_past = 0
@@ -140,24 +165,12 @@ class LlamaSession:
             self._lib.llama_batch_free(batch)
         return out
 
-    def tokenize(self, text: str) -> list[int]:
-        self._open()
-        raw = text.encode("utf-8")
-        n = len(raw) + 8
-        array = (self._lib.llama_token * n)()
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), array, n, False, True)
-        if count < 0:  # more tokens than bytes: once more with the size it names
-            array = (self._lib.llama_token * -count)()
-            count = self._lib.llama_tokenize(self._vocab, raw, len(raw), array, -count, False, True)
-        return list(array[:count])
-
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
         if self._context:
             self._lib.llama_free(self._context)
-        if self._model:
-            self._lib.llama_model_free(self._model)
-        self._context = self._model = None
+        self._context = None
+        super().close()
 
     def _open(self) -> Any:
         if not self._context:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
-from edgeprune.runtimes._tokenizer import bos_token, open_tokenizer, tokenize
+from edgeprune.runtimes._tokenizer import FolderText
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _LAST = "/lm_head/last"  # the exporter's node that keeps only the last position
@@ -33,14 +33,14 @@ def version() -> str:
 
 
 def quant(path: Path) -> str:
-    """What the exporter recorded, else what the operators say: "int4", "int8", "fp16" or "fp32"."""
+    """What the exporter recorded, else what the operators say: "int4", "int4-mixed", "int8", "fp16" or "fp32"."""
     model = _graph(Path(path))
     for prop in model.metadata_props:
         if prop.key == "edgeprune.quant":
             return prop.value
-    bits = [a.i for n in model.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "bits"]
+    bits = {a.i for n in model.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "bits"}
     if bits:
-        return f"int{max(set(bits), key=bits.count)}"
+        return f"int{min(bits)}{'-mixed' if len(bits) > 1 else ''}"
     half = model.graph.output[0].type.tensor_type.elem_type == 10  # TensorProto.FLOAT16
     return "fp16" if half else "fp32"
 
@@ -53,20 +53,20 @@ def open_session(path: Path, *, n_ctx: int, n_threads: int, precise: bool = Fals
     return _Session(Path(path), n_ctx, n_threads)
 
 
-class _Session:
+class _Session(FolderText):
     def __init__(self, folder: Path, n_ctx: int, n_threads: int):
-        self._folder, self._n_ctx, self._n_threads = folder, n_ctx, n_threads
-        self._tokenizer = open_tokenizer(folder)
+        super().__init__(folder)
+        self.n_ctx, self._n_threads = n_ctx, n_threads
         self._ort = _open(folder, str(folder / "model.onnx"), n_threads)
         self.backend = "cuda" if "CUDAExecutionProvider" in self._ort.get_providers() else "cpu"
         self._check_names()
         self._past = [i for i in self._ort.get_inputs() if i.name.startswith("past_key_values.")]
         logits = next(o for o in self._ort.get_outputs() if o.name == "logits")
         self._shapes = [(i.shape[1], _head_dim(i, folder)) for i in self._past]
-        self.n_vocab, self.n_blocks = logits.shape[-1], len(self._past) // 2
+        said = self._ort.get_modelmeta().custom_metadata_map.get("edgeprune.blocks")
+        self.n_vocab, self.n_blocks = logits.shape[-1], int(said or len(self._past) // 2)  # some have no cache
         self._last_only = logits.shape[1] == 1
         self._float = np.dtype(_NUMPY[logits.type])
-        self.bos_token = bos_token(self._tokenizer)
         self._all: Any = None
         self._mask = np.ones(n_ctx, np.int64)
         self._step = np.zeros((1, 1, self.n_vocab), self._float)  # where a decoded token's logits land
@@ -100,9 +100,6 @@ class _Session:
             (out,) = self._all.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty})
         return out[0].astype(np.float32, copy=False)
 
-    def tokenize(self, text: str) -> list[int]:
-        return tokenize(self._tokenizer, self._folder, text)
-
     def close(self) -> None:
         self._binding = self._ort = self._all = None
         self._cache = []
@@ -110,8 +107,8 @@ class _Session:
     def _append(self, tokens: Sequence[int], out: np.ndarray) -> np.ndarray:
         """Run `tokens` after what is cached; logits land in `out`. Returns the last position's, float32."""
         total = self._n_past + len(tokens)
-        if not tokens or total > self._n_ctx:
-            raise UsageError(f"{len(tokens)} tokens after {self._n_past} exceed the context of {self._n_ctx}")
+        if not tokens or total > self.n_ctx:
+            raise UsageError(f"{len(tokens)} tokens after {self._n_past} exceed the context of {self.n_ctx}")
         bind = self._binding
         ids, mask = np.asarray([tokens], np.int64), self._mask[None, :total]
         bind.bind_cpu_input("input_ids", ids)
@@ -130,9 +127,9 @@ class _Session:
 
         new = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         try:
-            return [new([1, heads, self._n_ctx, dim], self._float, self.backend, 0) for heads, dim in self._shapes]
+            return [new([1, heads, self.n_ctx, dim], self._float, self.backend, 0) for heads, dim in self._shapes]
         except (MemoryError, RuntimeError) as e:
-            raise OutOfResources(f"no memory to cache {self._n_ctx} tokens: {_line(e)}; use less context") from None
+            raise OutOfResources(f"no memory to cache {self.n_ctx} tokens: {_line(e)}; use less context") from None
 
     def _check_names(self) -> None:
         inputs, outputs = ({v.name: v for v in vs} for vs in (self._ort.get_inputs(), self._ort.get_outputs()))

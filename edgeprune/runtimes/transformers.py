@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprune.checkpoint import open_checkpoint
 from edgeprune.errors import InputRejected, OutOfResources, UsageError
-from edgeprune.runtimes._tokenizer import bos_token, open_tokenizer, tokenize
+from edgeprune.runtimes._tokenizer import FolderText
 
 
 def reads(path: Path) -> bool:
@@ -44,18 +44,17 @@ def open_session(path: Path, *, n_ctx: int, n_threads: int, precise: bool = Fals
     return _Session(Path(path), n_ctx, n_threads)
 
 
-class _Session:
+class _Session(FolderText):
     def __init__(self, folder: Path, n_ctx: int, n_threads: int):
         import torch
 
         checkpoint = open_checkpoint(folder)
-        self._folder, self._n_ctx = folder, n_ctx
-        self._tokenizer = open_tokenizer(folder)
+        super().__init__(folder)
+        self.n_ctx = n_ctx
         self.backend = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = _load(folder).to(self.backend).eval()
         self.n_vocab = self._model.config.vocab_size
         self.n_blocks = checkpoint.config["num_hidden_layers"]
-        self.bos_token = bos_token(self._tokenizer)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(n_threads)
         self.reset()
@@ -68,8 +67,8 @@ class _Session:
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         total = self._n_past + len(tokens)
-        if not tokens or total > self._n_ctx:
-            raise UsageError(f"{len(tokens)} tokens after {self._n_past} exceed the context of {self._n_ctx}")
+        if not tokens or total > self.n_ctx:
+            raise UsageError(f"{len(tokens)} tokens after {self._n_past} exceed the context of {self.n_ctx}")
         out = self._run(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._n_past = total
         return out[-1]
@@ -79,9 +78,6 @@ class _Session:
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return self._run(tokens, use_cache=False)
-
-    def tokenize(self, text: str) -> list[int]:
-        return tokenize(self._tokenizer, self._folder, text)
 
     def close(self) -> None:
         import torch
