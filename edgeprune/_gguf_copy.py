@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from edgeprune.errors import InputRejected
 
 CHUNK_BYTES = 1 << 26  # between two calls of `progress`
 BUFFER_BYTES = 1 << 23
-_flush = getattr(os, "fdatasync", os.fsync)
 _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
@@ -39,9 +37,6 @@ def copy_pieces(
             if p.source and p.source not in files:
                 files[p.source] = stack.enter_context(open(p.source, "rb", buffering=0)).fileno()
         _write(target.fileno(), head, 0)
-        # The file will be flushed before it gets its name; the disk starts while bytes still come.
-        disk = stack.enter_context(ThreadPoolExecutor(1))
-        flushing: Future[None] | None = None
         for p in merged(pieces):
             done = 0
             while p.source and done < p.n_bytes:
@@ -52,12 +47,6 @@ def copy_pieces(
                     )
                 done += n
                 progress(p.target + done, total)
-                if flushing is None or flushing.done():
-                    if flushing:
-                        flushing.result()
-                    flushing = disk.submit(_flush, target.fileno())
-        if flushing:
-            flushing.result()
         target.truncate(total)
     progress(total, total)
 

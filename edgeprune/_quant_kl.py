@@ -61,3 +61,8 @@ def quant_kl(runtime: str, quant: str, params: int) -> float | None:
         return None
     factor = min(_MOST, max(1.0, (_LARGE / params) ** _EXPONENT))
     return round(QUANT_KL_PRIOR[runtime, quant][0] * factor, 5)
+
+
+def assumes_matrix(runtime: str, quant: str) -> bool:
+    """Whether the figure was published for files made with an importance matrix; without one they lose more."""
+    return QUANT_KL_PRIOR.get((runtime, quant), (0.0, ""))[1] == _MATRIX

@@ -18,10 +18,11 @@ CHUNK_BYTES = 1 << 22
 
 
 @contextlib.contextmanager
-def staging(out: Path, force: bool = False) -> Iterator[Path]:
+def staging(out: Path, force: bool = False, flush: bool = True) -> Iterator[Path]:
     """A sibling path to write to; renamed to `out` on success, removed on any failure, Ctrl-C included.
 
-    The caller creates a file or a folder there. On the same file system, so the rename is atomic.
+    The caller creates a file or a folder there. On the same file system, so the rename is atomic. With `flush` it is
+    on the disk before it is renamed and survives a power cut; without, the system writes it when it likes, as after cp.
     Raises UsageError when `out` exists (unless `force`), OutOfResources when the disk or a permission says no.
     """
     out = Path(out)
@@ -34,7 +35,7 @@ def staging(out: Path, force: bool = False) -> Iterator[Path]:
             yield partial
             if not partial.exists():
                 raise EdgepruneError(f"nothing was written for {out}")
-            _sync(partial)
+            _settle(partial, flush)
             _replace(partial, out)
     finally:
         _remove(partial)
@@ -133,12 +134,14 @@ def _files(path: Path) -> list[Path]:
     return sorted(p for p in found if p.is_file())
 
 
-def _sync(path: Path) -> None:
-    """Flush to disk, and give files the permissions the user's umask asks for (some writers leave 0600)."""
+def _settle(path: Path, flush: bool) -> None:
+    """Give files the permissions the user's umask asks for (some writers leave 0600), and flush them to disk."""
     umask = os.umask(0)
     os.umask(umask)
     for p in _files(path):
         p.chmod(0o666 & ~umask)
+        if not flush:
+            continue
         fd = os.open(p, os.O_RDONLY)
         try:
             os.fsync(fd)

@@ -19,6 +19,7 @@ from edgeprune.checkpoint import open_checkpoint, write_float32
 from edgeprune.errors import InputRejected
 from edgeprune.files import need_space, staging, write_sums
 from edgeprune.gguf_file import GGUFHeader, read_header
+from edgeprune.model_card import front_of_gguf
 from edgeprune.torch_model import quiet
 from edgeprune.types import ModelSpec
 
@@ -57,6 +58,8 @@ def materialise(gguf: Path, out: Path, force: bool = False) -> None:
         config.save_pretrained(partial)
         GenerationConfig.from_model_config(config).save_pretrained(partial)
         write_weights(header, families.for_model_type(config.model_type), config, partial / "model.safetensors")
+        if card := front_of_gguf(header.metadata):
+            (partial / "README.md").write_text(card, encoding="utf-8")
         open_checkpoint(partial)
         write_sums(partial)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import __version__, families
-from edgeprune.blocks import check_blocks, is_portable, to_text
+from edgeprune.blocks import check_blocks, to_text
 from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, copy_tensors, open_checkpoint
 from edgeprune.errors import InputRejected, WrongWeights
 from edgeprune.files import need_space, staging, write_sums
+from edgeprune.model_card import model_card
 from edgeprune.torch_model import pruned_config, source_name
 from edgeprune.types import Blocks, ModelSpec, Plan
 
@@ -113,54 +114,6 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         raise InputRejected(f"{path} is not JSON; prune again") from None
-
-
-def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str) -> str:
-    """README.md with front matter the hub and gguf-py read: base_model, tags, licence inherited from the base's card."""
-    kept = sum(spec.blocks[b.attn].attn.params for b in plan.blocks if b.attn is not None)
-    kept += sum(spec.blocks[b.ffn].ffn.params for b in plan.blocks if b.ffn is not None)
-    before = sum(b.attn.params + b.ffn.params for b in spec.blocks)
-    lines = ["---", f"base_model: {json.dumps(base_model)}", *_inherited(folder), "library_name: transformers"]
-    lines += ["pipeline_tag: text-generation", "tags:", "- edgeprune", "- pruned", "- depth-pruning", "---", ""]
-    lines += [f"# {spec.name}, {len(plan.blocks)} of {plan.n_blocks_whole} blocks", ""]
-    lines += [
-        f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.",
-        "",
-    ]
-    lines += ["| | whole | pruned |", "|---|---|---|"]
-    lines += [f"| blocks | {plan.n_blocks_whole} | {len(plan.blocks)} |"]
-    lines += [f"| parameters | {spec.params / 1e6:.1f} M | {(spec.params - before + kept) / 1e6:.1f} M |"]
-    if plan.damage_perplexity is not None and plan.whole_perplexity is not None:
-        lines += [
-            f"| perplexity on the calibration text | {plan.whole_perplexity:.2f} | {plan.damage_perplexity:.2f} |"
-        ]
-    if plan.damage_kl is not None:
-        lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
-    lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
-    lines += ["```", command, "```", ""]
-    if not is_portable(plan.blocks):
-        lines += [
-            "Some blocks lack one half. Transformers has no such blocks, so this folder holds zeros in its place (same logits,",
-            "no saving here); GGUF and ONNX exports made by edgeprune leave it out.",
-            "",
-        ]
-    lines += [
-        "`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"
-    ]
-    lines += ["evaluate on your own task before use.", ""]
-    return "\n".join(lines)
-
-
-def _inherited(folder: Path) -> list[str]:
-    """license and language lines of the base model's card."""
-    card = folder / "README.md"
-    if not card.exists():
-        return []
-    text = card.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---\n") or "\n---" not in text[4:]:
-        return []
-    front = text[4 : text.index("\n---", 4)].splitlines()
-    return [line for line in front if line.startswith(("license:", "license_name:", "license_link:"))]
 
 
 def _write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable[[int, int], None]) -> None:

@@ -291,8 +291,8 @@ class Artifact(Record):
     bytes: int
     sha256: str  # of the file, or of the folder's SHA256SUMS
     n_blocks: int
-    max_logit_error: float | None  # against torch, largest absolute difference on the check prompt
-    mean_kl: float | None  # against torch on the check prompt, nats per token
+    max_logit_error: float | None  # against its source, largest absolute difference on the check prompt
+    mean_kl: float | None  # against its source on the check prompt, nats per token
 
 
 class Workload(Record):

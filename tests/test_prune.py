@@ -194,7 +194,7 @@ def test_the_folder_is_complete_and_opens_plainly(tiny_folder, tmp_path):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     files.check_sums(out)
     card = (out / "README.md").read_text()
-    assert 'base_model: "tiny"' in card and "- pruned" in card and "3 of 5 blocks" in card
+    assert "base_model: tiny" in card and "- pruned" in card and "3 of 5 blocks" in card
     assert json.loads((out / "edgeprune.json").read_text())["base_fingerprint"] == model.inspect(folder).fingerprint
     loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

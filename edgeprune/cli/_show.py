@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from edgeprune._quant_kl import assumes_matrix
 from edgeprune.cli._terminal import say, table
 from edgeprune.types import (
     Artifact,
@@ -161,7 +162,8 @@ def plan(p: Plan, d: DeviceProfile, s: ModelSpec) -> None:
             f" {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)"
         )  # noqa: E501
     if p.quant_kl is not None:
-        say(f"quantisation: KL about {number(p.quant_kl)} nats per token (prior)")
+        given = "prior, with an importance matrix; more without" if assumes_matrix(p.runtime, p.quant) else "prior"
+        say(f"quantisation: KL about {number(p.quant_kl)} nats per token ({given})")
     if p.memory_limit_bytes is not None:
         say(f"memory limit: {show_bytes(p.memory_limit_bytes)}, set by {p.memory_limit_from}")
     whole, cut = p.prediction_whole, p.prediction

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import Force
-from edgeprune.cli._terminal import note
+from edgeprune.cli._options import Force, Json
+from edgeprune.cli._terminal import emit, note
 from edgeprune.files import write_text
 
 
@@ -21,6 +21,7 @@ def recipe(
     model: Annotated[str | None, typer.Option(help="Hub id or path for mergekit to load. Default: as planned.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of stdout.")] = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write a plan as other tools take it: a mergekit YAML, or the list for llama-quantize --prune-layers."""
     from edgeprune import folders
@@ -28,8 +29,10 @@ def recipe(
     from edgeprune.types import Plan
 
     text = recipes.recipe(folders.read_record(plan, Plan), format, model)
-    if output is None:
+    if output is not None:
+        write_text(output, text, force)
+        note(f"wrote {output}")
+    if json:
+        emit({"format": format, "text": text, "output": None if output is None else str(output)})
+    elif output is None:
         sys.stdout.write(text)
-        return
-    write_text(output, text, force)
-    note(f"wrote {output}")

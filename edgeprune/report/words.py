@@ -176,7 +176,10 @@ def _quality_risks(report: Report, table: list[Row], row: Row | None) -> list[st
             f"The plan weighed quantisation with a prior (KL {figure(plan.quant_kl)} nats), not a measurement of this model."
         )
     if not is_portable(plan.blocks):
-        out.append("Some blocks lack a half. Loaders that expect the stock architecture may refuse the file.")
+        out.append(
+            "Some blocks lack a half: the GGUF is written as llama.cpp's deci or openelm, which other GGUF readers may not "
+            "know, and the transformers folder holds zeros there."
+        )
     return out
 
 

@@ -1,0 +1,79 @@
+"""The README.md of a pruned folder: front matter that the hub and gguf-py read, then what was done, for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeprune import __version__
+from edgeprune.blocks import is_portable
+from edgeprune.errors import InputRejected
+from edgeprune.types import ModelSpec, Plan
+
+INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str) -> str:
+    """README.md with front matter the hub and gguf-py read: base_model, tags, licence inherited from the base's card."""
+    from huggingface_hub import ModelCardData
+
+    kept = sum(spec.blocks[b.attn].attn.params for b in plan.blocks if b.attn is not None)
+    kept += sum(spec.blocks[b.ffn].ffn.params for b in plan.blocks if b.ffn is not None)
+    before = sum(b.attn.params + b.ffn.params for b in spec.blocks)
+    data = ModelCardData(
+        base_model=base_model, model_name=f"{spec.name}-pruned" if plan.removed else spec.name,
+        library_name="transformers", pipeline_tag="text-generation", tags=["edgeprune", "pruned", "depth-pruning"],
+        **inherited(folder),
+    )  # fmt: skip
+    lines = ["---", data.to_yaml(), "---", ""]
+    lines += [f"# {spec.name}, {len(plan.blocks)} of {plan.n_blocks_whole} blocks", ""]
+    lines += [
+        f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.",
+        "",
+    ]
+    lines += ["| | whole | pruned |", "|---|---|---|"]
+    lines += [f"| blocks | {plan.n_blocks_whole} | {len(plan.blocks)} |"]
+    lines += [f"| parameters | {spec.params / 1e6:.1f} M | {(spec.params - before + kept) / 1e6:.1f} M |"]
+    if plan.damage_perplexity is not None and plan.whole_perplexity is not None:
+        lines += [
+            f"| perplexity on the calibration text | {plan.whole_perplexity:.2f} | {plan.damage_perplexity:.2f} |"
+        ]
+    if plan.damage_kl is not None:
+        lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
+    lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
+    lines += ["```", command, "```", ""]
+    if not is_portable(plan.blocks):
+        lines += [
+            "Some blocks lack one half. Transformers has no such blocks, so this folder holds zeros in its place (same logits,",
+            "no saving here); GGUF and ONNX exports made by edgeprune leave it out.",
+            "",
+        ]
+    lines += [
+        "`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"
+    ]
+    lines += ["evaluate on your own task before use.", ""]
+    return "\n".join(lines)
+
+
+def inherited(folder: Path) -> dict[str, Any]:
+    """Licence and language from the base model's card. Raises InputRejected when its front matter can't be read."""
+    from huggingface_hub import metadata_load
+
+    card = folder / "README.md"
+    try:
+        found = (metadata_load(card) or {}) if card.is_file() else {}
+    except Exception as e:  # yaml's errors and huggingface_hub's own alike
+        what = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputRejected(f"{card}: unusable front matter ({what}); correct or remove it") from None
+    return {k: found[k] for k in INHERITED if found.get(k) is not None}
+
+
+def front_of_gguf(metadata: dict[str, Any]) -> str:
+    """A card with nothing but what a .gguf says of licence and language, for the folder made from it; "" for nothing."""
+    from huggingface_hub import ModelCardData
+
+    keys = {"license": "license", "license.name": "license_name", "license.link": "license_link"}
+    said: dict[str, Any] = {v: metadata.get(f"general.{k}") for k, v in keys.items()}
+    said["language"] = list(metadata.get("general.languages", ())) or None
+    said = {k: v for k, v in said.items() if v is not None}
+    return f"---\n{ModelCardData(**said).to_yaml()}\n---\n" if said else ""
