@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import IO
 
@@ -61,6 +62,12 @@ def _convert(rows: np.ndarray, p: Planned, entry: TensorEntry) -> np.ndarray:
     if entry.dtype == p.type and not changed:
         _finite(rows, p, entry)
         return rows
+    if entry.dtype == "BF16" and p.type == "F16" and not changed:
+        half = _f16_of_bf16()[rows]
+        if ((half.view("<u2") & 0x7C00) == 0x7C00).any():
+            _finite(rows, p, entry)
+            raise _past_f16(p, entry)
+        return half
     x = (rows.astype("<u4") << 16).view("<f4") if entry.dtype == "BF16" else rows.astype("<f4", copy=False)
     _finite(x, p, entry)
     if changed:
@@ -75,7 +82,7 @@ def _encode(x: np.ndarray, p: Planned, entry: TensorEntry | None) -> np.ndarray:
         with np.errstate(over="ignore"):
             half = x.astype("<f2")
         if np.isinf(half).any():
-            raise InputRejected(f"{entry.file}: {p.name} has values past 65504, the end of F16; use BF16 or F32")
+            raise _past_f16(p, entry)
         return half
     if p.type == "BF16":  # round to nearest even
         bits = np.ascontiguousarray(x).view("<u4")
@@ -83,6 +90,18 @@ def _encode(x: np.ndarray, p: Planned, entry: TensorEntry | None) -> np.ndarray:
     import gguf
 
     return gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
+
+
+@functools.cache
+def _f16_of_bf16() -> np.ndarray:
+    """What each of the 65,536 BF16 values rounds to: looking it up takes a third of the time of computing it."""
+    with np.errstate(over="ignore"):
+        return (np.arange(1 << 16, dtype="<u4") << 16).view("<f4").astype("<f2")
+
+
+def _past_f16(p: Planned, entry: TensorEntry | None) -> InputRejected:
+    where = entry.file if entry else "the config"
+    return InputRejected(f"{where}: {p.name} has values past 65504, the end of F16; use BF16 or F32")
 
 
 def _finite(x: np.ndarray, p: Planned, entry: TensorEntry) -> None:

@@ -47,7 +47,8 @@ def ids(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 300, n).tolist()
 
 
-@pytest.mark.parametrize("precise, tolerance", [(True, 1e-5), (False, 2e-2)])
+# 1e-4: llama.cpp takes Gemma's GELU from a 16-bit table, so a step's rounding can cross one of its entries.
+@pytest.mark.parametrize("precise, tolerance", [(True, 1e-4), (False, 2e-2)])
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILY_NAMES if f != "llama")]
 )

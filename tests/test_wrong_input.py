@@ -150,6 +150,7 @@ def test_a_plan_for_other_weights(tiny_folder, plan_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_scores_of_other_weights(tiny_folder, model, tmp_path):
     scores = tmp_path / "scores.json"
     text = tmp_path / "text.txt"
