@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,26 +24,30 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 def score(
     model: Any, spec: ModelSpec, text: Windows, *, metric: str, max_steps: int, seed: int = 0, progress: Progress
 ) -> Scores:
-    """Rate every block of a torch causal LM with `metric`, order removals by it, measure each step on the same text.
+    """Order the removals of a torch causal LM by `metric` and measure each step on the same text.
 
-    The path removes one more whole block per step, lowest damage first, `max_steps` of them.
+    A metric that rates blocks removes one more whole block per step, lowest damage first, `max_steps` of them.
     Raises InputRejected when a damage is not finite (NaN or infinite weights).
     """
-    module = catalog.load("edgeprune.metrics", metric)
-    damage = module.rate(model, text.windows, lambda done, total: progress(f"rating blocks by {metric}", done, total))
-    bad = [i for i, d in enumerate(damage) if not math.isfinite(d)]
-    if bad:
-        raise InputRejected(
-            f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
-        )
-    lists = one_shot_path(damage, max_steps)
+    module, damage = catalog.load("edgeprune.metrics", metric), None
+    tick = functools.partial(progress, f"rating by {metric}")
+    if hasattr(module, "path"):
+        lists = module.path(model, text.windows, max_steps, tick)
+    else:
+        damage = module.rate(model, text.windows, tick)
+        bad = [i for i, d in enumerate(damage) if not math.isfinite(d)]
+        if bad:
+            raise InputRejected(
+                f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
+            )
+        lists = one_shot_path(damage, max_steps)
     return Scores(
         model=spec.name,
         fingerprint=spec.fingerprint,
         n_blocks=spec.n_blocks,
         metric=metric,
         source=module.SOURCE,
-        block_damage=tuple(float(f"{d:.6g}") for d in damage),
+        block_damage=None if damage is None else tuple(float(f"{d:.6g}") for d in damage),
         path=measure_path(model, lists, text.windows, progress),
         text=text.text,
         seed=seed,

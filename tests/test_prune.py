@@ -100,9 +100,13 @@ def test_an_identity_block_is_least_damaging(family, tiny_folder):
     windows = own_windows(m)
     for metric in names("edgeprune.metrics"):
         found = score.score(m, spec, windows, metric=metric, max_steps=3, progress=lambda *a: None)
-        assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
-        assert removed_sublayers(found.path[1].blocks, 5) == [("A", IDENTITY), ("F", IDENTITY)]
-        assert abs(found.path[1].kl) < 1e-6 < found.path[2].kl
+        if found.block_damage:
+            assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
+        gone = [set(removed_sublayers(step.blocks, 5)) for step in found.path]
+        block = {("A", IDENTITY), ("F", IDENTITY)}
+        first = next(k for k, halves in enumerate(gone) if block <= halves)
+        assert gone[first] == block, metric  # one step, or one for each half
+        assert abs(found.path[first].kl) < 1e-6 < found.path[first + 1].kl
 
 
 @pytest.mark.parametrize("family", FAMILIES)
