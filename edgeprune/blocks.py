@@ -19,6 +19,17 @@ def kept_sublayers(blocks: Blocks) -> list[tuple[str, int]]:
     return [(kind, i) for b in blocks for kind, i in (("A", b.attn), ("F", b.ffn)) if i is not None]
 
 
+def from_sublayers(halves: list[tuple[str, int]]) -> Blocks:
+    """The reverse of `kept_sublayers`: an attention and the feed-forward right after it make a block."""
+    out: list[Block] = []
+    for kind, i in halves:
+        if kind == "F" and out and out[-1].ffn is None:
+            out[-1] = Block(attn=out[-1].attn, ffn=i)
+        else:
+            out.append(Block(attn=i, ffn=None) if kind == "A" else Block(attn=None, ffn=i))
+    return tuple(out)
+
+
 def removed_sublayers(blocks: Blocks, n_blocks: int) -> list[tuple[str, int]]:
     kept = set(kept_sublayers(blocks))
     return [(kind, i) for i in range(n_blocks) for kind in "AF" if (kind, i) not in kept]

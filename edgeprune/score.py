@@ -7,29 +7,34 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgeprune import __version__, catalog
 from edgeprune.blocks import whole, without_block
 from edgeprune.calibration import Windows, windows
 from edgeprune.divergence import compare, nll
-from edgeprune.errors import InputRejected
+from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._capture import capture, head, run_layers
 from edgeprune.torch_model import load, tokenizer, view
 from edgeprune.types import Block, Blocks, ModelSpec, PathStep, Scores
 
 Progress = Callable[[str, int, int], None]  # what, done, total
+Ends = tuple[int, int]  # blocks at the start and at the end
 
 
 def score(
-    model: Any, spec: ModelSpec, text: Windows, *, metric: str, max_steps: int, seed: int = 0, progress: Progress
-) -> Scores:
+    model: Any, spec: ModelSpec, text: Windows, *, metric: str, max_steps: int, protect: Ends = (0, 0), seed: int = 0,
+    progress: Progress,
+) -> Scores:  # fmt: skip
     """Order the removals of a torch causal LM by `metric` and measure each step on the same text.
 
-    A metric that rates blocks removes one more whole block per step, lowest damage first, `max_steps` of them.
-    Raises InputRejected when a damage is not finite (NaN or infinite weights).
+    A metric that rates blocks removes one more whole block per step, lowest damage first, `max_steps` of them, and
+    never the `protect` first and last ones. Raises InputRejected for weights that are not finite, or when a damage is
+    not; UsageError for `protect` with a metric that does not rate blocks.
     """
-    module, damage = catalog.load("edgeprune.metrics", metric), None
+    module, damage = load_metric(metric, protect), None
+    _check_finite(model, spec)
     tick = functools.partial(progress, f"rating by {metric}")
     if hasattr(module, "path"):
         lists = module.path(model, text.windows, max_steps, tick)
@@ -40,13 +45,13 @@ def score(
             raise InputRejected(
                 f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
             )
-        lists = one_shot_path(damage, max_steps)
+        lists = one_shot_path(damage, max_steps, protect)
     return Scores(
         model=spec.name,
         fingerprint=spec.fingerprint,
         n_blocks=spec.n_blocks,
         metric=metric,
-        source=module.SOURCE,
+        source=module.SOURCE + (f"; first {protect[0]} and last {protect[1]} blocks kept" if any(protect) else ""),
         block_damage=None if damage is None else tuple(float(f"{d:.6g}") for d in damage),
         path=measure_path(model, lists, text.windows, progress),
         text=text.text,
@@ -60,9 +65,33 @@ def default_steps(n_blocks: int) -> int:
     return max(1, n_blocks // 3)
 
 
-def one_shot_path(damage: list[float], max_steps: int) -> list[Blocks]:
-    """Block lists after 0, 1, 2, … removals in order of damage; one block always stays."""
-    order = sorted(range(len(damage)), key=lambda i: (damage[i], i))
+def load_metric(name: str, protect: Ends = (0, 0)) -> ModuleType:
+    """The metric's module. Raises UsageError for an unknown one, or one that can't keep the ends of the model."""
+    module = catalog.load("edgeprune.metrics", name)
+    if any(protect) and not hasattr(module, "rate"):
+        able = [n for n, m in catalog.load_all("edgeprune.metrics").items() if hasattr(m, "rate")]
+        raise UsageError(
+            f"--protect needs a metric that rates blocks, and {name} does not; those are {', '.join(able)}"
+        )
+    return module
+
+
+def _check_finite(model: Any, spec: ModelSpec) -> None:
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputRejected(f"{name} of {spec.name} holds values that are not finite; get an undamaged copy")
+
+
+def one_shot_path(damage: list[float], max_steps: int, protect: Ends = (0, 0)) -> list[Blocks]:
+    """Block lists after 0, 1, 2, … removals in order of damage; one block always stays.
+
+    `protect`: how many blocks at the start and at the end are never removed; the "+" of Shortened LLaMA (Kim et al.
+    2024, arXiv:2402.02834) is (4, 2). Raises UsageError when that leaves none to remove.
+    """
+    first, last = protect
+    order = sorted(range(first, len(damage) - last), key=lambda i: (damage[i], i))
+    if not order:
+        raise UsageError(f"--protect {first},{last} leaves none of {len(damage)} blocks to remove; protect fewer")
     lists = [whole(len(damage))]
     for i in order[: min(max_steps, len(damage) - 1)]:
         lists.append(without_block(lists[-1], i))
@@ -107,16 +136,16 @@ def _shared_prefix(blocks: Blocks) -> int:
 
 def score_folder(
     folder: Path, spec: ModelSpec, *, files: Sequence[Path], metric: str, max_steps: int, n_windows: int,
-    context_tokens: int, progress: Progress,
+    context_tokens: int, protect: Ends = (0, 0), progress: Progress,
 ) -> Scores:  # fmt: skip
     """Load a transformers folder and score it on calibration text; `spec` is the model the scores are for."""
-    catalog.load("edgeprune.metrics", metric)
+    load_metric(metric, protect)
     tok = tokenizer(folder)
     text = windows(
         lambda s: tok.encode(s, add_special_tokens=False), files, split="calibration", n_windows=n_windows,
         context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
     )  # fmt: skip
-    return score(load(folder), spec, text, metric=metric, max_steps=max_steps, progress=progress)
+    return score(load(folder), spec, text, metric=metric, max_steps=max_steps, protect=protect, progress=progress)
 
 
 def _bos(tok: Any) -> int | None:

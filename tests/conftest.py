@@ -11,6 +11,7 @@ import pytest
 from edgeprune.catalog import load, names
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread only waits for the first
 # Every family; the fast tests take three that between them have every trait (biases, windows, norms on all sides).
 FAMILY_NAMES = names("edgeprune.families")
 FAST_FAMILIES = ("llama", "qwen2", "gemma3")

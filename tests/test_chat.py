@@ -58,6 +58,7 @@ def answer(chat, prompt, n=40, sampling=None):
     return reply
 
 
+@pytest.mark.slow
 def test_a_dialogue_is_the_same_tokens_as_in_transformers(artifacts):
     for runtime, path in artifacts.items():
         with Chat(path, n_ctx=64, precise=True) as chat:

@@ -104,6 +104,11 @@ def test_an_identity_block_is_least_damaging(family, tiny_folder):
             assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
         gone = [set(removed_sublayers(step.blocks, 5)) for step in found.path]
         block = {("A", IDENTITY), ("F", IDENTITY)}
+        if metric == "block_pruner":  # perplexity of so few tokens may fall when a real half goes: these go at no cost
+            steps = [(gone[k] - gone[k - 1], k) for k in range(1, len(gone))]
+            free = [found.path[k].perplexity == found.path[k - 1].perplexity for halves, k in steps if halves <= block]
+            assert free and all(free), metric
+            continue
         first = next(k for k, halves in enumerate(gone) if block <= halves)
         assert gone[first] == block, metric  # one step, or one for each half
         assert abs(found.path[first].kl) < 1e-6 < found.path[first + 1].kl

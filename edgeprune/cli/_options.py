@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,13 @@ def _size(text: str) -> int:
         return parse_bytes(text)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
+
+
+def _ends(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not two numbers such as 4,2")
+    return int(parts[0]), int(parts[1])
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -34,5 +41,8 @@ Texts = Annotated[list[Path] | None, typer.Option("--text", help="Evaluation tex
 Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="Calibration text, UTF-8; repeatable. Default: the other half of CPython's help topics.")]  # fmt: skip  # noqa: E501
 Windows = Annotated[int, typer.Option(min=1, help="Windows of text to read.")]
 Window = Annotated[int, typer.Option("--window", min=8, help="Tokens per window.")]
-Metric = Annotated[str, typer.Option(help="How to rate blocks: block_influence or perplexity.")]
+Metric = Annotated[
+    str, typer.Option(help="How to rate removals: block_influence, perplexity, …; a wrong name lists all.")
+]
+Protect = Annotated[Any, typer.Option(parser=_ends, metavar="FIRST,LAST", help="Blocks at the start and the end never to remove, e.g. 4,2; for metrics that rate blocks.")]  # fmt: skip  # noqa: E501
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]

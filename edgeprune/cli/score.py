@@ -9,7 +9,7 @@ import typer
 
 from edgeprune.cli import _show
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import Calibration, Force, Json, MaxSteps, Metric, Window, Windows
+from edgeprune.cli._options import Calibration, Force, Json, MaxSteps, Metric, Protect, Window, Windows
 from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.files import refuse_existing
 
@@ -23,15 +23,16 @@ def score(
     windows: Windows = 16,
     window: Window = 512,
     max_steps: MaxSteps = None,
+    protect: Protect = "0,0",
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Rate the blocks, order their removal and measure the damage of every step. Slow, once per model."""
-    from edgeprune import catalog, files, folders
+    from edgeprune import files, folders
     from edgeprune import model as models
     from edgeprune import score as scoring
 
-    catalog.load("edgeprune.metrics", metric)
+    scoring.load_metric(metric, protect)
     refuse_existing(output, force)
     path = models.resolve(model)
     spec = models.inspect(path)
@@ -40,7 +41,7 @@ def score(
     with folders.as_folder(path) as folder, progress() as tick:
         scores = scoring.score_folder(
             folder, spec, files=calibration or [], metric=metric, max_steps=steps, n_windows=windows,
-            context_tokens=window, progress=tick,
+            context_tokens=window, protect=protect, progress=tick,
         )  # fmt: skip
     files.write_text(output, scores.to_json(), force)
     emit(scores) if json else _show.scores(scores, output)
