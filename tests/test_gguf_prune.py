@@ -77,7 +77,7 @@ def test_equals_the_export_of_the_pruned_folder(family, tiny_gguf, tmp_path):
 
 
 def arch_cases():
-    fast = ("gemma2", "gemma3")
+    fast = ("gemma3",)
     return [pytest.param(a, marks=() if a in fast else pytest.mark.slow) for a in MODELS]
 
 

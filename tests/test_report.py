@@ -131,6 +131,7 @@ def test_a_bare_plan_says_not_measured_everywhere(tmp_path):
         assert "Speed is not measured" in text and "memory is not measured" in text
 
 
+@pytest.mark.slow
 def test_each_optional_record_may_be_missing(tmp_path):
     for name in NOTHING:
         report = made(tmp_path / name, **{name: None})
