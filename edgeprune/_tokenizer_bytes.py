@@ -10,13 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgeprune.checkpoint import CARRIED
 from edgeprune.gguf_file import GGUFHeader
 
-# Copied by exporters.onnx where present.
-_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
 _KEYS = 1350  # metadata beside arrays and template (measured on the exports of all families: 1280 to 1460)
 # tokenizer.json over the same vocabulary in a GGUF: SmolLM2's is 3.52 MB for 1.77 MB; SentencePiece's merges are
 # in the one and not in the other.
@@ -25,7 +21,7 @@ _JSON_OVER_GGUF = {"gpt2": 1.99, "llama": 5.0}
 
 def of_folder(folder: Path, vocab_size: int) -> dict[str, int]:
     """For a transformers folder. A tokenizer that can't be read this way leaves "gguf" out; its export will tell why."""
-    found = {"onnx": sum((folder / name).stat().st_size for name in _FILES if (folder / name).is_file())}
+    found = {"onnx": sum((folder / name).stat().st_size for name in CARRIED if (folder / name).is_file())}
     try:
         model = _read(folder / "tokenizer.json")
         arrays = _arrays(model, vocab_size) if model else None

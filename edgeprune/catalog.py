@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from types import ModuleType
@@ -12,8 +13,14 @@ from edgeprune.errors import UsageError
 
 def names(package: str) -> list[str]:
     """Keys of a registry package such as "edgeprune.metrics" or "exporters", sorted."""
+    return list(_names(package))
+
+
+@functools.cache
+def _names(package: str) -> tuple[str, ...]:
+    """Read once: the family of a model is asked for in inner loops."""
     folder = importlib.import_module(package)
-    return sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_")))
 
 
 def load(package: str, name: str) -> ModuleType:

@@ -24,6 +24,11 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16
 DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 ZEROS = Path(os.devnull)  # stands for the file of a tensor that is all zeros
+# What goes with the weights unchanged, into a pruned folder and an ONNX one.
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's cap
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune import __version__, families
 from edgeprune.blocks import check_blocks, to_text
-from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, copy_tensors, open_checkpoint
+from edgeprune.checkpoint import CARRIED, ZEROS, Checkpoint, TensorEntry, copy_tensors, open_checkpoint
 from edgeprune.errors import InputRejected, WrongWeights
 from edgeprune.files import need_space, staging, write_sums
 from edgeprune.model_card import model_card
@@ -18,11 +18,6 @@ from edgeprune.torch_model import pruned_config, source_name
 from edgeprune.types import Blocks, ModelSpec, Plan
 
 SHARD_BYTES = 5 * 10**9  # transformers' default
-# Copied byte for byte where present. Weights, config and card are written anew.
-CARRIED = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 

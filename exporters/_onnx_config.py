@@ -7,21 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from edgeprune.checkpoint import CARRIED
 from edgeprune.families import Decoder
 
-# Copied byte for byte when present; onnxruntime-genai and transformers both read them.
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 # genai reserves KV cache for max_length at once; a whole 128k context would not fit the devices meant here.
 _DEFAULT_MAX_LENGTH = 4096
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _shapes import plan_for
 
 from edgeprune import gguf_prune, model
-from edgeprune.blocks import removed_sublayers
 from edgeprune.runtimes import llamacpp
-from edgeprune.types import Block, Budget, Plan, Prediction
+from edgeprune.types import Block
 
 VOCAB, WIDTH = 320, 64
 BASE = dict(
@@ -237,20 +237,6 @@ def rewritten(
 
 def to_blocks(*pairs: int | tuple[int | None, int | None]) -> tuple[Block, ...]:
     return tuple(Block(attn=p, ffn=p) if isinstance(p, int) else Block(attn=p[0], ffn=p[1]) for p in pairs)
-
-
-def plan_for(spec, blocks) -> Plan:
-    zero = Prediction(
-        file_bytes=0, weights_bytes=0, kv_bytes=0, compute_bytes=0, runtime_bytes=0, memory_bytes=0, streamed_bytes=0,
-        decode_tok_per_s=None, decode_low_tok_per_s=None, decode_high_tok_per_s=None, ttft_s=None, basis="test",
-    )  # fmt: skip
-    return Plan(
-        model=spec.name, family=spec.family, fingerprint=spec.fingerprint, n_blocks_whole=spec.n_blocks, device="test",
-        mode=None, runtime="llamacpp", backend="cpu", quant="F32", budget=Budget(), memory_limit_bytes=None,
-        memory_limit_from="device", blocks=blocks, removed=str(removed_sublayers(blocks, spec.n_blocks)), damage_kl=None,
-        damage_perplexity=None, whole_perplexity=None, quant_kl=None, prediction=zero, prediction_whole=zero,
-        alternatives=(), scores_sha256=None, metric=None,
-    )  # fmt: skip
 
 
 def cut(source: Path, blocks: Sequence[Block], out: Path) -> Path:

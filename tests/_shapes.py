@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from edgeprune.blocks import whole
-from edgeprune.types import BlockSpec, ModelSpec, PathStep, Scores, SubLayerSpec, Text
+from edgeprune.blocks import removed_sublayers, whole
+from edgeprune.types import (
+    Blocks,
+    BlockSpec,
+    Budget,
+    ModelSpec,
+    PathStep,
+    Plan,
+    Prediction,
+    Scores,
+    SubLayerSpec,
+    Text,
+)
 
 
 def make_spec(
@@ -79,3 +90,18 @@ def make_scores(spec: ModelSpec, order: list[int], kl_step: float = 0.1, fingerp
         seed=0,
         versions={},
     )
+
+
+def plan_for(spec: ModelSpec, blocks: Blocks) -> Plan:
+    """A plan of these blocks that says nothing else."""
+    zero = Prediction(
+        file_bytes=0, weights_bytes=0, kv_bytes=0, compute_bytes=0, runtime_bytes=0, memory_bytes=0, streamed_bytes=0,
+        decode_tok_per_s=None, decode_low_tok_per_s=None, decode_high_tok_per_s=None, ttft_s=None, basis="test",
+    )  # fmt: skip
+    return Plan(
+        model=spec.name, family=spec.family, fingerprint=spec.fingerprint, n_blocks_whole=spec.n_blocks, device="test",
+        mode=None, runtime="llamacpp", backend="cpu", quant="F32", budget=Budget(), memory_limit_bytes=None,
+        memory_limit_from="device", blocks=blocks, removed=str(removed_sublayers(blocks, spec.n_blocks)), damage_kl=None,
+        damage_perplexity=None, whole_perplexity=None, quant_kl=None, prediction=zero, prediction_whole=zero,
+        alternatives=(), scores_sha256=None, metric=None,
+    )  # fmt: skip

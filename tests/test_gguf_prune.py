@@ -13,7 +13,6 @@ from _gguf_models import (
     contents,
     cut,
     llama_logits,
-    plan_for,
     prune_layers,
     recombined,
     rewritten,
@@ -23,6 +22,7 @@ from _gguf_models import (
     torch_model,
     write_gguf,
 )
+from _shapes import plan_for
 
 from edgeprune import export, gguf_prune, model, prune
 from edgeprune.errors import InputRejected, UsageError, WrongWeights

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from _shapes import plan_for
 from conftest import FAMILIES
 
 from edgeprune import files, model, prune, score, torch_model
@@ -15,26 +16,12 @@ from edgeprune.calibration import Windows
 from edgeprune.catalog import names
 from edgeprune.checkpoint import halves, open_checkpoint, raw_bytes, read_tensor
 from edgeprune.errors import InputRejected, UsageError, WrongWeights
-from edgeprune.types import Block, Budget, Plan, Prediction, Text
+from edgeprune.types import Block, Text
 
 IDENTITY = 2
 SEAM = (Block(attn=0, ffn=0), Block(attn=1, ffn=3), Block(attn=4, ffn=4))
 IRREGULAR = (Block(attn=0, ffn=0), Block(attn=1, ffn=None), Block(attn=None, ffn=2), Block(attn=4, ffn=4))
 TOKENS = [[1, 5, 77, 130, 9, 250, 33, 8, 61, 200, 17, 90]]
-
-
-def plan_for(spec, blocks) -> Plan:
-    zero = Prediction(
-        file_bytes=0, weights_bytes=0, kv_bytes=0, compute_bytes=0, runtime_bytes=0, memory_bytes=0, streamed_bytes=0,
-        decode_tok_per_s=None, decode_low_tok_per_s=None, decode_high_tok_per_s=None, ttft_s=None, basis="test",
-    )  # fmt: skip
-    return Plan(
-        model=spec.name, family=spec.family, fingerprint=spec.fingerprint, n_blocks_whole=spec.n_blocks, device="test",
-        mode=None, runtime="llamacpp", backend="cpu", quant="F32", budget=Budget(), memory_limit_bytes=None,
-        memory_limit_from="device", blocks=blocks, removed=str(removed_sublayers(blocks, spec.n_blocks)), damage_kl=None,
-        damage_perplexity=None, whole_perplexity=None, quant_kl=None, prediction=zero, prediction_whole=zero,
-        alternatives=(), scores_sha256=None, metric=None,
-    )  # fmt: skip
 
 
 def cut(folder, blocks, out, **changes):

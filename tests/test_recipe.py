@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from _gguf_models import contents, cut, plan_for, prune_layers, to_blocks
+from _gguf_models import contents, cut, prune_layers, to_blocks
+from _shapes import plan_for
 
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.recipe import recipe

@@ -26,6 +26,9 @@ def _ends(text: str) -> tuple[int, int]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+ModelOrBuiltin = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
+]
 Device = Annotated[
     str, typer.Option("--device", "-d", help="A profile's name or alias, a .toml of your own, or 'host'.")
 ]

@@ -9,7 +9,20 @@ import typer
 
 from edgeprune.cli import _show
 from edgeprune.cli._app import budget_of, device_profile, verb
-from edgeprune.cli._options import Context, Device, Force, Json, MaxMem, MaxTtft, MinTps, Mode, Prompt, Quant, Runtime
+from edgeprune.cli._options import (
+    Context,
+    Device,
+    Force,
+    Json,
+    MaxMem,
+    MaxTtft,
+    MinTps,
+    Mode,
+    ModelOrBuiltin,
+    Prompt,
+    Quant,
+    Runtime,
+)
 from edgeprune.cli._terminal import emit, note
 from edgeprune.files import refuse_existing
 
@@ -17,9 +30,7 @@ from edgeprune.files import refuse_existing
 @verb("edgeprune plan --device jetson-orin --max-mem 8GB")
 def plan(
     device: Device,
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
-    ] = None,
+    model: ModelOrBuiltin = None,
     max_mem: MaxMem = None,
     min_tps: MinTps = None,
     max_ttft: MaxTtft = None,

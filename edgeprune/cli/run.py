@@ -20,6 +20,7 @@ from edgeprune.cli._options import (
     Metric,
     MinTps,
     Mode,
+    ModelOrBuiltin,
     Prompt,
     Quant,
     Runtime,
@@ -36,9 +37,7 @@ def run(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A folder for everything; the same call goes on where it stopped.")
     ],
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Default: the built-in SmolLM2-135M-Instruct.")
-    ] = None,
+    model: ModelOrBuiltin = None,
     max_mem: MaxMem = None,
     min_tps: MinTps = None,
     max_ttft: MaxTtft = None,

@@ -45,8 +45,13 @@ def per_layer(config: dict[str, Any]) -> dict[str, list[Any]]:
 
 def decoder(config: dict[str, Any]) -> Decoder:
     made, c = common(config, DEFAULTS)
+    return arithmetic(made, c, types(c))
+
+
+def arithmetic(made: Decoder, c: dict[str, Any], kinds: list[str]) -> Decoder:
+    """What Gemma 2 and 3 have in common; `c` with defaults filled in, `kinds` the layer types."""
     return made._replace(
-        windows=windows_of(c, types(c)),
+        windows=windows_of(c, kinds),
         attention_scale=number(c, "query_pre_attn_scalar") ** -0.5,
         norm_offset=1.0,
         embedding_scale=made.hidden**0.5,

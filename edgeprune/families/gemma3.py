@@ -7,18 +7,18 @@ from typing import Any
 
 from edgeprune.errors import InputRejected
 from edgeprune.families import _llama_like as like
-from edgeprune.families._decoder import Decoder, common, layer_types, number, rope_of, softcap, windows_of
+from edgeprune.families._decoder import Decoder, common, layer_types, rope_of
 from edgeprune.families._llama_like import GLOBALS, IGNORED, LAYER, OUTPUTS
 from edgeprune.families.gemma2 import ATTN as _ATTN
-from edgeprune.families.gemma2 import FFN
+from edgeprune.families.gemma2 import DEFAULTS as _DEFAULTS
+from edgeprune.families.gemma2 import FFN, arithmetic
 
 MODEL_TYPES = ("gemma3_text",)
 GGUF_ARCH = "gemma3"
 PERMUTE_QK = False
 ATTN = {**_ATTN, **like.QK_NORMS}
 DEFAULTS = {
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "head_dim": 256, "tie_word_embeddings": True,
-    "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    **_DEFAULTS, "max_position_embeddings": 131072, "attn_logit_softcapping": None, "final_logit_softcapping": None,
     "rope_theta": 1e6, "rope_local_base_freq": 1e4,
 }  # fmt: skip
 TINY = dict(
@@ -46,15 +46,7 @@ def decoder(config: dict[str, Any]) -> Decoder:
         "full_attention": rope_of(c, "full_attention"),
         "sliding_attention": rope_of(c, "sliding_attention", theta="rope_local_base_freq"),
     }
-    return made._replace(
-        windows=windows_of(c, kinds),
-        ropes=tuple(ropes[k] for k in kinds),
-        attention_scale=number(c, "query_pre_attn_scalar") ** -0.5,
-        norm_offset=1.0,
-        embedding_scale=made.hidden**0.5,
-        attention_softcap=softcap(c, "attn_logit_softcapping"),
-        logit_softcap=softcap(c, "final_logit_softcapping"),
-    )
+    return arithmetic(made, c, kinds)._replace(ropes=tuple(ropes[k] for k in kinds))
 
 
 __all__ = ["FFN", "GLOBALS", "IGNORED", "LAYER", "OUTPUTS"]

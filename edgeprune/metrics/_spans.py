@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.blocks import whole
+from edgeprune.metrics._streams import streams
 from edgeprune.types import Blocks
 
 if TYPE_CHECKING:
     import torch
+
+
+def span_path(
+    model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None],
+    distance: Callable[[list[torch.Tensor]], torch.Tensor],
+) -> list[Blocks]:  # fmt: skip
+    """The path of best runs. distance: the n + 1 streams (t, d) between the blocks of one window -> (n + 1, n + 1)."""
+    import torch
+
+    n = len(model.model.layers)
+    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+    for done, window in enumerate(windows, 1):
+        total += distance(streams(model, window)[::2]).cpu()
+        progress(done, len(windows))
+    return best_runs(total, max_steps)
 
 
 def cosines(streams: torch.Tensor) -> torch.Tensor:

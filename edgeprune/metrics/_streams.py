@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import families
+from edgeprune.metrics._capture import capture
 
 if TYPE_CHECKING:
     import torch
@@ -22,28 +23,21 @@ def streams(model: Any, window: list[int]) -> list[torch.Tensor]:
 
     family = families.for_model_type(model.config.model_type)
     ffn_door = next(iter(family.FFN)).partition(".")[0]
-    caught: list[torch.Tensor] = []
+    before_ffn: list[torch.Tensor] = []
 
-    def keep(stream: Any) -> None:
-        caught.append(stream[0].to(model.device, torch.float32))
+    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before_ffn.append(args[0] if args else kwargs["hidden_states"])
 
-    def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(args[0] if args else kwargs["hidden_states"])
-
-    def after(_module: Any, _args: Any, out: Any) -> None:
-        keep(out[0] if isinstance(out, tuple) else out)
-
-    layers = model.model.layers
-    doors = [door for layer in layers for door in (layer, layer.get_submodule(ffn_door))]
-    handles = [door.register_forward_pre_hook(before, with_kwargs=True) for door in doors]
-    handles.append(layers[-1].register_forward_hook(after))
+    doors = [layer.get_submodule(ffn_door) for layer in model.model.layers]
+    handles = [door.register_forward_pre_hook(keep, with_kwargs=True) for door in doors]
     try:
         with torch.inference_mode():
-            model.model(input_ids=torch.tensor([window], device=model.device), use_cache=False)
+            got = capture(model, torch.tensor([window], device=model.device))
     finally:
         for handle in handles:
             handle.remove()
-    return caught
+    halves = [h for call, middle in zip(got.calls, before_ffn, strict=True) for h in (call.hidden, middle)]
+    return [h[0].to(model.device, torch.float32) for h in (*halves, got.stream)]
 
 
 def mean_change(

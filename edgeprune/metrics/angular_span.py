@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprune.metrics._spans import best_runs, cosines
-from edgeprune.metrics._streams import streams
+from edgeprune.metrics._spans import cosines, span_path
 from edgeprune.types import Blocks
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE = "The Unreasonable Ineffectiveness of the Deeper Layers, Gromov et al. 2024, arXiv:2403.17887"
 
 
 def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
+    return span_path(model, windows, max_steps, progress, _angles)
+
+
+def _angles(between_blocks: list[torch.Tensor]) -> torch.Tensor:
     import torch
 
-    n = len(model.model.layers)
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
-    for done, window in enumerate(windows, 1):
-        # In float64: near 1, arccos takes the square root of an error, and 1e-7 in the cosine is 4e-4 in the angle.
-        at_last_token = torch.stack([h[-1].double() for h in streams(model, window)[::2]])
-        total += cosines(at_last_token).clamp(-1, 1).arccos().cpu() / math.pi
-        progress(done, len(windows))
-    return best_runs(total, max_steps)
+    # In float64: near 1, arccos takes the square root of an error, and 1e-7 in the cosine is 4e-4 in the angle.
+    at_last_token = torch.stack([h[-1].double() for h in between_blocks])
+    return cosines(at_last_token).clamp(-1, 1).arccos() / math.pi

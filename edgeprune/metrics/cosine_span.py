@@ -9,22 +9,22 @@ Step n of the path is the best run of n, so a step need not contain the one befo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprune.metrics._spans import best_runs, cosines
-from edgeprune.metrics._streams import streams
+from edgeprune.metrics._spans import cosines, span_path
 from edgeprune.types import Blocks
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE = "LLM-Streamline, Chen et al. 2024, arXiv:2403.19135"
 
 
 def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
+    return span_path(model, windows, max_steps, progress, _unlikeness)
+
+
+def _unlikeness(between_blocks: list[torch.Tensor]) -> torch.Tensor:
     import torch
 
-    n = len(model.model.layers)
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
-    for done, window in enumerate(windows, 1):
-        between_blocks = torch.stack(streams(model, window)[::2], dim=1)
-        total += cosines(between_blocks).sum(0, dtype=torch.float64).cpu()
-        progress(done, len(windows))
-    return best_runs(-total, max_steps)
+    return -cosines(torch.stack(between_blocks, dim=1)).sum(0, dtype=torch.float64)
