@@ -38,7 +38,8 @@ DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4-mixed")
 
 
 class Options(NamedTuple):
-    metric: str = "block_influence"
+    metric: str = "greedy_kl"
+    effort: int = 1
     calibration: tuple[Path, ...] = ()
     texts: tuple[Path, ...] = ()
     windows: int = 8
@@ -147,12 +148,20 @@ def _score(base: Path, spec: ModelSpec, out: Path, options: Options, journal: Jo
 
     def work() -> None:
         scores = score.score_folder(
-            base, spec, files=options.calibration, metric=options.metric, max_steps=steps,
-            n_windows=options.windows, context_tokens=options.context, progress=progress,
+            base, spec, score.Method(options.metric, steps, effort=options.effort), files=options.calibration,
+            n_windows=options.windows, context_tokens=options.context, log=out / ".scores.progress", progress=progress,
         )  # fmt: skip
         _write(path, scores)
 
-    inputs = [spec.fingerprint, options.metric, steps, options.windows, options.context, _shas(options.calibration)]
+    inputs = [
+        spec.fingerprint,
+        options.metric,
+        options.effort,
+        steps,
+        options.windows,
+        options.context,
+        _shas(options.calibration),
+    ]
     journal.step("score", inputs, [path], work)
     return Scores.from_json(path.read_text())
 

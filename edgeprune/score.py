@@ -8,56 +8,138 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeprune import __version__, catalog
-from edgeprune.blocks import whole, without_block
+from edgeprune.blocks import from_sublayers, kept_sublayers, whole, without_block
 from edgeprune.calibration import Windows, windows
-from edgeprune.divergence import compare, nll
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.metrics._capture import capture, head, run_layers
-from edgeprune.torch_model import load, tokenizer, view
-from edgeprune.types import Block, Blocks, ModelSpec, PathStep, Scores
+from edgeprune.metrics._search import STRETCHES, search
+from edgeprune.metrics._sweep import Kept, Measured, measured_on
+from edgeprune.torch_model import fast_dtype, load, tokenizer
+from edgeprune.types import Blocks, ModelSpec, PathStep, Scores
+from edgeprune.work import Log, Work, join
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Ends = tuple[int, int]  # blocks at the start and at the end
+PACKAGES = ("torch", "transformers")
+
+
+class Method(NamedTuple):
+    """How removals are chosen. `protect`: never removed, by metrics that rate blocks. `effort`: width of a search's beam."""
+
+    metric: str
+    max_steps: int
+    protect: Ends = (0, 0)
+    effort: int = 1
 
 
 def score(
-    model: Any, spec: ModelSpec, text: Windows, *, metric: str, max_steps: int, protect: Ends = (0, 0), seed: int = 0,
-    progress: Progress,
-) -> Scores:  # fmt: skip
-    """Order the removals of a torch causal LM by `metric` and measure each step on the same text.
+    model: Any, spec: ModelSpec, text: Windows, method: Method, work: Work | None = None, seed: int = 0
+) -> Scores:
+    """Order the removals of a torch causal LM by a metric and measure each step on the same text.
 
-    A metric that rates blocks removes one more whole block per step, lowest damage first, `max_steps` of them, and
-    never the `protect` first and last ones. Raises InputRejected for weights that are not finite, or when a damage is
-    not; UsageError for `protect` with a metric that does not rate blocks.
+    A metric that rates blocks removes one more whole block per step, lowest damage first. Raises InputRejected for
+    weights or a damage that are not finite; UsageError for `protect` with a metric that does not rate blocks.
     """
-    module, damage = load_metric(metric, protect), None
-    _check_finite(model, spec)
-    tick = functools.partial(progress, f"rating by {metric}")
+    work = work or Work()
+    check_finite(model, spec)
+    lists, damage = removals(model, spec, text, method, work)
+    return record(spec, text, method, damage, measure_path(model, lists, text.windows, work), seed)
+
+
+def score_folder(
+    folder: Path, spec: ModelSpec, method: Method, *, files: Sequence[Path], n_windows: int, context_tokens: int,
+    precision: str = "auto", max_bytes: int | None = None, log: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Scores:  # fmt: skip
+    """Load a transformers folder and score it on calibration text; `spec` is the model the scores are for.
+
+    precision: of the weights while removals are chosen ("auto": the device's fastest for a search); the path's damage
+    is measured in float32 on a CPU, in the stored type on CUDA. max_bytes: what weights and streams may take together;
+    a larger model is read from disk. log: a file that remembers, so that the same call goes on where it was killed.
+    """
+    module = load_metric(method.metric, method.protect)
+    tok = tokenizer(folder)
+    text = windows(
+        lambda s: tok.encode(s, add_special_tokens=False), files, split="calibration", n_windows=n_windows,
+        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
+    )  # fmt: skip
+    join()
+    dtype = precision if precision != "auto" else fast_dtype() if hasattr(module, "children") else None
+    question = {"of": spec.fingerprint, "method": [*method], "text": text.text.sha256, "windows": text.windows}
+    with Log.opened(log, question | {"precision": dtype, "versions": _versions(PACKAGES)}) as memory:
+        work = Work(memory, max_bytes)
+        work.progress = functools.partial(progress, f"rating by {method.metric}")
+        model = load(folder, dtype=dtype, max_bytes=max_bytes)
+        check_finite(model, spec)
+        lists, damage = removals(model, spec, text, method, work)
+        if dtype:
+            del model
+            model = load(folder, max_bytes=max_bytes)
+        work.progress = functools.partial(progress, "measuring the path")
+        return record(spec, text, method, damage, measure_path(model, lists, text.windows, work))
+
+
+def removals(
+    model: Any, spec: ModelSpec, text: Windows, method: Method, work: Work
+) -> tuple[list[Blocks], list[float] | None]:
+    """Block lists after 0, 1, 2, … removals, and one damage per block where the metric rates blocks."""
+    module = load_metric(method.metric, method.protect)
+    if hasattr(module, "children"):
+        measured = measured_on(model, text.windows, work, [module.DAMAGE], STRETCHES)
+        return search_path(spec, module, measured, len(text.windows), method, work.progress), None
     if hasattr(module, "path"):
-        lists = module.path(model, text.windows, max_steps, tick)
-    else:
-        damage = module.rate(model, text.windows, tick)
-        bad = [i for i, d in enumerate(damage) if not math.isfinite(d)]
-        if bad:
-            raise InputRejected(
-                f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
-            )
-        lists = one_shot_path(damage, max_steps, protect)
+        return module.path(model, text.windows, method.max_steps, work), None
+    damage = module.rate(model, text.windows, work)
+    bad = [i for i, d in enumerate(damage) if not math.isfinite(d)]
+    if bad:
+        raise InputRejected(
+            f"block {bad[0]} of {spec.name} rates {damage[bad[0]]}: its weights are not finite or overflow"
+        )
+    return one_shot_path(damage, method.max_steps, method.protect), damage
+
+
+def search_path(
+    spec: ModelSpec, module: ModuleType, measured: Measured, n_windows: int, method: Method,
+    progress: Callable[[int, int], None],
+) -> list[Blocks]:  # fmt: skip
+    """What a searching metric finds, by the damage that `measured` tells. Needs no torch."""
+
+    def measure(versions: Sequence[Kept], chosen: Sequence[int], done: Callable[[int], None]) -> list[Any]:
+        return [window[0] for window in measured(versions, chosen, done)]
+
+    kept = search(
+        tuple(kept_sublayers(whole(spec.n_blocks))), module.children, measure, n_windows, method.max_steps,
+        method.effort, lambda part: progress(round(1000 * part), 1000),
+    )  # fmt: skip
+    return [from_sublayers(list(halves)) for halves in kept]
+
+
+def record(
+    spec: ModelSpec, text: Windows, method: Method, damage: list[float] | None, path: tuple[PathStep, ...],
+    seed: int = 0, versions: dict[str, str] | None = None,
+) -> Scores:  # fmt: skip
+    module = load_metric(method.metric)
+    first, last = method.protect
+    notes = [f"first {first} and last {last} blocks kept"] if first or last else []
+    notes += [f"beam of {method.effort}"] if method.effort > 1 and hasattr(module, "children") else []
     return Scores(
         model=spec.name,
         fingerprint=spec.fingerprint,
         n_blocks=spec.n_blocks,
-        metric=metric,
-        source=module.SOURCE + (f"; first {protect[0]} and last {protect[1]} blocks kept" if any(protect) else ""),
+        metric=method.metric,
+        source="; ".join([module.SOURCE, *notes]),
         block_damage=None if damage is None else tuple(float(f"{d:.6g}") for d in damage),
-        path=measure_path(model, lists, text.windows, progress),
+        path=path,
         text=text.text,
         seed=seed,
-        versions={"edgeprune": __version__} | {p: version(p) for p in ("torch", "transformers")},
+        versions={"edgeprune": __version__} | (versions or _versions(PACKAGES)),
     )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {p: version(p) for p in packages}
 
 
 def default_steps(n_blocks: int) -> int:
@@ -76,7 +158,7 @@ def load_metric(name: str, protect: Ends = (0, 0)) -> ModuleType:
     return module
 
 
-def _check_finite(model: Any, spec: ModelSpec) -> None:
+def check_finite(model: Any, spec: ModelSpec) -> None:
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise InputRejected(f"{name} of {spec.name} holds values that are not finite; get an undamaged copy")
@@ -98,54 +180,17 @@ def one_shot_path(damage: list[float], max_steps: int, protect: Ends = (0, 0)) -
     return lists
 
 
-def measure_path(model: Any, lists: list[Blocks], windows: list[list[int]], progress: Progress) -> tuple[PathStep, ...]:
-    """KL(whole ‖ pruned) and perplexity of every block list, in one pass over the windows; nothing is stored."""
-    import torch
-
-    views = [view(model, blocks) for blocks in lists[1:]]
-    kl, loss, n_tokens = [0.0] * len(lists), [0.0] * len(lists), 0
-    with torch.inference_mode():
-        for done, window in enumerate(windows):
-            tokens = torch.tensor([window], device=model.device)
-            got = capture(model, tokens)
-            reference = head(model, got.stream).float().log_softmax(-1)
-            loss[0] += nll(reference, tokens[0])
-            n_tokens += len(window) - 1
-            for k, (blocks, pruned) in enumerate(zip(lists[1:], views, strict=True), 1):
-                same = _shared_prefix(blocks)
-                calls = [got.calls[b.ffn if b.attn is None else b.attn] for b in blocks[same:]]
-                start = got.calls[same].hidden if same < len(got.calls) else got.stream
-                logits = head(pruned, run_layers(pruned.model.layers[same:], start, calls))
-                d = compare(reference, logits, tokens[0])
-                kl[k] += d.kl
-                loss[k] += d.nll
-                progress("measuring the path", done * (len(lists) - 1) + k, len(windows) * (len(lists) - 1))
-    return tuple(
-        PathStep(blocks=b, kl=float(f"{kl[k] / n_tokens:.6g}"), perplexity=float(f"{math.exp(loss[k] / n_tokens):.6g}"))
-        for k, b in enumerate(lists)
-    )
-
-
-def _shared_prefix(blocks: Blocks) -> int:
-    """How many leading blocks are those of the whole model."""
-    n = 0
-    while n < len(blocks) and blocks[n] == Block(attn=n, ffn=n):
-        n += 1
-    return n
-
-
-def score_folder(
-    folder: Path, spec: ModelSpec, *, files: Sequence[Path], metric: str, max_steps: int, n_windows: int,
-    context_tokens: int, protect: Ends = (0, 0), progress: Progress,
-) -> Scores:  # fmt: skip
-    """Load a transformers folder and score it on calibration text; `spec` is the model the scores are for."""
-    load_metric(metric, protect)
-    tok = tokenizer(folder)
-    text = windows(
-        lambda s: tok.encode(s, add_special_tokens=False), files, split="calibration", n_windows=n_windows,
-        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
-    )  # fmt: skip
-    return score(load(folder), spec, text, metric=metric, max_steps=max_steps, protect=protect, progress=progress)
+def measure_path(model: Any, lists: list[Blocks], windows: list[list[int]], work: Work) -> tuple[PathStep, ...]:
+    """KL(whole ‖ pruned) and perplexity of every block list, the whole model's first."""
+    versions = [tuple(kept_sublayers(blocks)) for blocks in lists]
+    measured = measured_on(model, windows, work, ["kl", "loss"])
+    found = measured(versions, range(len(windows)), lambda done: work.progress(done, len(windows)))
+    n_tokens = sum(len(w) - 1 for w in windows)
+    steps = []
+    for v, blocks in enumerate(lists):
+        kl, loss = (math.fsum(window[kind][v][0] for window in found) / n_tokens for kind in (0, 1))
+        steps.append(PathStep(blocks=blocks, kl=float(f"{kl:.6g}"), perplexity=float(f"{math.exp(loss):.6g}")))
+    return tuple(steps)
 
 
 def _bos(tok: Any) -> int | None:

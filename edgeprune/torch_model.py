@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,24 @@ from edgeprune.types import Blocks
 
 
 def device() -> str:
-    """CUDA when present, else CPU."""
+    """CUDA when present, else CPU; of several processes on a machine each takes its own GPU."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def load(folder: Path, on: str | None = None) -> Any:
-    """The causal LM of a transformers folder, in eval mode: float32 on a CPU, its stored type on CUDA."""
+def fast_dtype() -> str | None:
+    """The type matrix products are fastest in here: bfloat16 where the device has instructions for it; else None."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else None
+    has = torch.cpu.get_capabilities()
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("arm_bf16") else None
+
+
+def load(folder: Path, on: str | None = None, dtype: str | None = None, max_bytes: int | None = None) -> Any:
+    """The causal LM of a transformers folder, in eval mode, in `dtype`: else float32 on a CPU, its stored type on CUDA."""
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
@@ -29,7 +40,10 @@ def load(folder: Path, on: str | None = None) -> Any:
     on = on or device()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if on == "cpu" else "auto", trust_remote_code=False, local_files_only=True
+            folder,
+            dtype=dtype or ("float32" if on == "cpu" else "auto"),
+            trust_remote_code=False,
+            local_files_only=True,
         )
         return model.to(on).eval().requires_grad_(False)
     except (MemoryError, torch.cuda.OutOfMemoryError) as e:
@@ -120,8 +134,6 @@ def source_name(family: Any, name: str, blocks: Blocks) -> str | None:
 
 def quiet() -> None:
     """No bars or advice of libraries between ours. Called before they are imported."""
-    import os
-
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' GGUF reader asks nobody else
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging

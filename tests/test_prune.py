@@ -86,7 +86,7 @@ def test_an_identity_block_is_least_damaging(family, tiny_folder):
     m, spec = torch_model.load(folder), model.inspect(folder)
     windows = own_windows(m)
     for metric in names("edgeprune.metrics"):
-        found = score.score(m, spec, windows, metric=metric, max_steps=3, progress=lambda *a: None)
+        found = score.score(m, spec, windows, score.Method(metric, 3))
         if found.block_damage:
             assert min(range(5), key=lambda i: found.block_damage[i]) == IDENTITY
         gone = [set(removed_sublayers(step.blocks, 5)) for step in found.path]

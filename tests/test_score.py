@@ -11,10 +11,7 @@ from test_prune import own_windows
 from edgeprune import calibration, catalog, divergence, model, score, torch_model
 from edgeprune.blocks import kept_sublayers, whole, without_block
 from edgeprune.errors import InputRejected, UsageError
-
-
-def quiet(*_args):
-    pass
+from edgeprune.work import Work
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -27,7 +24,7 @@ def test_block_influence_is_shortgpts(family, tiny_folder):
 
     m = torch_model.load(tiny_folder(family))
     windows = own_windows(m).windows
-    found = catalog.load("edgeprune.metrics", "block_influence").rate(m, windows, quiet)
+    found = catalog.load("edgeprune.metrics", "block_influence").rate(m, windows, Work())
     m.model.norm = torch.nn.Identity()
     totals = torch.zeros(5, dtype=torch.float64)
     for w in windows:
@@ -45,7 +42,7 @@ def test_perplexity_by_removal_runs_the_model_without_the_block(family, tiny_fol
 
     m = torch_model.load(tiny_folder(family))
     windows = own_windows(m).windows
-    found = catalog.load("edgeprune.metrics", "perplexity").rate(m, windows, quiet)
+    found = catalog.load("edgeprune.metrics", "perplexity").rate(m, windows, Work())
     for i in range(5):
         cut = torch_model.view(m, without_block(whole(5), i))
         with torch.inference_mode():
@@ -59,7 +56,7 @@ def test_the_path_is_nested_and_its_damage_is_of_the_whole_pruned_model(tiny_fol
     folder = tiny_folder("llama")
     m = torch_model.load(folder)
     text = own_windows(m)
-    found = score.score(m, model.inspect(folder), text, metric="block_influence", max_steps=9, progress=quiet)
+    found = score.score(m, model.inspect(folder), text, score.Method("block_influence", 9))
     assert [len(step.blocks) for step in found.path] == [5, 4, 3, 2, 1]
     for before, after in zip(found.path, found.path[1:], strict=False):
         assert set(kept_sublayers(after.blocks)) < set(kept_sublayers(before.blocks))
@@ -79,8 +76,8 @@ def test_the_path_is_nested_and_its_damage_is_of_the_whole_pruned_model(tiny_fol
 def test_scores_say_what_they_were_made_from(tiny_folder):
     folder = tiny_folder("llama")
     m, spec = torch_model.load(folder), model.inspect(folder)
-    one = score.score(m, spec, own_windows(m), metric="block_influence", max_steps=2, progress=quiet)
-    again = score.score(m, spec, own_windows(m), metric="block_influence", max_steps=2, progress=quiet)
+    one = score.score(m, spec, own_windows(m), score.Method("block_influence", 2))
+    again = score.score(m, spec, own_windows(m), score.Method("block_influence", 2))
     assert one.to_json() == again.to_json()
     assert one.fingerprint == spec.fingerprint and "2403.03853" in one.source and one.versions["torch"]
 
@@ -91,7 +88,7 @@ def test_weights_that_are_not_finite_are_named(tiny_folder):
     windows = own_windows(m)
     m.model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(InputRejected, match="not finite"):
-        score.score(m, model.inspect(folder), windows, metric="block_influence", max_steps=2, progress=quiet)
+        score.score(m, model.inspect(folder), windows, score.Method("block_influence", 2))
 
 
 def test_divergence_of_known_distributions():

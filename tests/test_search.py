@@ -1,34 +1,27 @@
-"""The search engine against a brute force that builds every candidate and runs the whole model."""
+"""The searches against a brute force that builds every candidate and runs the whole model."""
 
 from __future__ import annotations
 
 import pytest
 from conftest import FAMILIES, FAMILY_NAMES
 
-from edgeprune import torch_model
+from edgeprune import model, score, torch_model
 from edgeprune.blocks import from_sublayers, is_portable, kept_sublayers, to_text, whole
+from edgeprune.calibration import Windows
 from edgeprune.catalog import load
 from edgeprune.errors import InputRejected
-from edgeprune.metrics import _search
-from edgeprune.metrics.block_pruner import single_halves
-from edgeprune.metrics.greedy_kl import neighbours
-from edgeprune.metrics.sleb import inner_blocks
-from edgeprune.types import Block
+from edgeprune.metrics import _halves, _search, _sweep
+from edgeprune.types import Block, Text
+from edgeprune.work import Work
 
-SEARCHES = {"sleb": ("loss", inner_blocks), "block_pruner": ("loss", single_halves), "greedy_kl": ("kl", neighbours)}
-
-
-PEERS = ("sleb", "block_pruner")
+SEARCHES = ("sleb", "block_pruner", "greedy_kl")
 FAST = {("llama", "sleb"), ("llama", "greedy_kl"), ("gemma3", "greedy_kl"), ("qwen2", "block_pruner")}
 CASES = [
     pytest.param(family, name, marks=() if (family, name) in FAST else pytest.mark.slow)
     for family in FAMILY_NAMES
     for name in SEARCHES
 ]
-
-
-def quiet(*_args):
-    pass
+SOME = Text(name="random", sha256="0", tokens=80, context_tokens=32, stride_tokens=32)
 
 
 def random_windows() -> list[list[int]]:
@@ -37,6 +30,12 @@ def random_windows() -> list[list[int]]:
 
     draw = random.Random(0)
     return [[draw.randrange(3, 300) for _ in range(n)] for n in (24, 32, 24)]
+
+
+def found(name, m, windows, max_steps, **options):
+    method = score.Method(name, max_steps, **options)
+    spec = type("Spec", (), {"n_blocks": len(m.model.layers), "name": "tiny"})
+    return score.removals(m, spec, Windows(windows, SOME), method, Work())[0]
 
 
 def measured(m, blocks, windows, kind) -> float:
@@ -66,23 +65,29 @@ def every_removal(name, kept):
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_step_is_the_brute_forces(family, name, tiny_folder):
     """Two steps, so that the second starts from joined halves."""
-    import torch
-
-    kind, candidates = SEARCHES[name]
     m = torch_model.load(tiny_folder(family))
     windows = random_windows()
-    with torch.inference_mode():
-        search = _search.start(m, windows)
-        kept = kept_sublayers(whole(5))
-        for _ in range(2):
-            after = every_removal(name, kept)
-            brute = [measured(m, from_sublayers(halves), windows, kind) for halves in after]
-            cut, damage = _search.least_damaging(search, candidates(kept), getattr(_search, kind), quiet)
-            best = min(range(len(brute)), key=brute.__getitem__)
-            search = _search.without(search, cut)
-            assert search.kept == after[best]
-            assert damage == pytest.approx(brute[best], abs=1e-5)
-            kept = search.kept
+    kept, path = kept_sublayers(whole(5)), found(name, m, windows, 2)
+    for step in (1, 2):
+        after = every_removal(name, kept)
+        kind = load("edgeprune.metrics", name).DAMAGE
+        brute = [measured(m, from_sublayers(halves), windows, kind) for halves in after]
+        kept = after[min(range(len(brute)), key=brute.__getitem__)]
+        assert path[step] == from_sublayers(kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sweep_measures_what_each_version_does_alone(family, tiny_folder):
+    """Whole, without blocks, with joined and with missing halves, all in one sweep, in two batches of windows."""
+    m = torch_model.load(tiny_folder(family))
+    windows = [random_windows()[0], random_windows()[2]]
+    every = _halves.all_halves(5)
+    versions = [every, every[2:], every[:5] + every[7:], every[:-1], every[1:4] + every[8:], every[:3] + every[4:]]
+    sums = _sweep.damages(m, versions, windows, ["kl", "loss"], n_segments=3)
+    for k, kind in enumerate(("kl", "loss")):
+        for v, version in enumerate(versions):
+            total = sum(sum(sums[k][w][v]) for w in range(2)) / 46
+            assert total == pytest.approx(measured(m, from_sublayers(list(version)), windows, kind), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,28 +95,28 @@ def test_halves_run_alone_make_up_the_layer(family, tiny_folder):
     import torch
 
     m = torch_model.load(tiny_folder(family))
+    tokens = torch.tensor([list(range(3, 40)), list(range(40, 77))])
     with torch.inference_mode():
-        search = _search.start(m, [list(range(3, 40))])
-        everything = _search._run(search, 0, search.kept, search.streams[0][0])
-        assert everything.equal(search.whole[0])
+        (everything,) = _sweep.sweep(m, [_halves.all_halves(5)], tokens)
+        m.model.norm = torch.nn.Identity()
+        assert everything.equal(m.model(input_ids=tokens, use_cache=False).last_hidden_state)
 
 
 def test_an_identity_block_and_an_identity_seam_go_first(tiny_folder):
-    folder = tiny_folder("llama", identity=2)
-    m = torch_model.load(folder)
-    path = load("edgeprune.metrics", "greedy_kl").path(m, random_windows(), 1, quiet)
-    assert to_text(path[1]) == "0-1 3-4"
+    m = torch_model.load(tiny_folder("llama", identity=2))
+    assert to_text(found("greedy_kl", m, random_windows(), 1)[1]) == "0-1 3-4"
     seam = torch_model.load(tiny_folder("llama"))
     seam.model.layers[1].mlp.down_proj.weight.zero_()
     seam.model.layers[2].self_attn.o_proj.weight.zero_()
-    path = load("edgeprune.metrics", "greedy_kl").path(seam, random_windows(), 1, quiet)
+    path = found("greedy_kl", seam, random_windows(), 1)
     assert path[1] == (Block(attn=0, ffn=0), Block(attn=1, ffn=2), Block(attn=3, ffn=3), Block(attn=4, ffn=4))
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_paths_are_nested_and_end_where_nothing_may_go(name, tiny_folder):
+@pytest.mark.parametrize("effort", [1, 3])
+def test_paths_are_nested_and_end_where_nothing_may_go(name, effort, tiny_folder):
     m = torch_model.load(tiny_folder("llama"))
-    path = load("edgeprune.metrics", name).path(m, random_windows()[:2], 99, quiet)
+    path = found(name, m, random_windows()[:2], 99, effort=effort)
     kept = [kept_sublayers(blocks) for blocks in path]
     assert kept[0] == kept_sublayers(whole(5))
     for before, after in zip(kept, kept[1:], strict=False):
@@ -122,24 +127,42 @@ def test_paths_are_nested_and_end_where_nothing_may_go(name, tiny_folder):
     assert name != "sleb" or to_text(path[-1]) == "0 4"
 
 
-@pytest.mark.parametrize("name", ["greedy_kl", *(pytest.param(n, marks=pytest.mark.slow) for n in PEERS)])
-def test_dropping_hopeless_cuts_and_storing_less_change_nothing(name, tiny_folder):
-    """And hopeless cuts are dropped: fewer candidates are run."""
-    kind, candidates = SEARCHES[name]
-    m = torch_model.load(tiny_folder("gemma3"))
-    windows = random_windows()
-    runs, paths = [], []
-    for options in ({}, {"early_stop": False}, {"cache_bytes": 1}, {"cache_bytes": 200_000}):
-        seen = []
+def fixed(damage):
+    """A measure that answers from a table of kept -> damage, the same on every window, and counts what it is asked."""
+    asked = []
 
-        def counting(*args, seen=seen):
-            judge = getattr(_search, kind)(*args)
-            return lambda stream: seen.append(1) or judge(stream)
+    def measure(versions, windows, _tick):
+        asked.extend(versions)
+        return [[[damage(v) / 8] * 8 for v in versions] for _ in windows]
 
-        paths.append(_search.greedy(m, windows, 2, quiet, candidates=candidates, damage=counting, **options))
-        runs.append(len(seen))
-    assert paths[0] == paths[1] == paths[2] == paths[3]
-    assert runs[0] <= runs[1] and (kind == "loss" or runs[0] < runs[1])
+    return measure, asked
+
+
+def test_a_race_drops_what_cannot_win_and_finds_the_best_of_noisy_ones():
+    """40 candidates whose damage per stretch is their mean and noise: the winners are those of the full sums."""
+    import random
+
+    draw = random.Random(1)
+    table = {(w, v): [v + draw.gauss(0, 3) for _ in range(8)] for w in range(16) for v in range(40)}
+    asked = []
+
+    def measure(versions, windows, _tick):
+        asked.extend((w, v) for w in windows for v in versions)
+        return [[table[w, v] for v in versions] for w in windows]
+
+    full = sorted(range(40), key=lambda v: sum(sum(table[w, v]) for w in range(16)))
+    assert [e.version for e in _search.race(range(40), measure, 16, winners=3)] == full[:3]
+    assert len(asked) < 0.4 * 16 * 40
+
+
+def test_a_beam_finds_what_greed_misses():
+    """Four removals a, b, c, d of which greed takes a first; b and c together cost least."""
+    costs = {"": 0, "a": 1, "b": 2, "c": 3, "d": 9, "ab": 8, "ac": 8, "ad": 9, "bc": 3, "bd": 9, "cd": 9}
+    measure, _ = fixed(lambda kept: costs["".join(sorted(set("abcd") - set(kept)))])
+    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
+    greedy, wide = (_search.search(tuple("abcd"), children, measure, 4, 2, width) for width in (1, 3))
+    assert greedy == [tuple("abcd"), tuple("bcd"), tuple("cd")]
+    assert wide == [tuple("abcd"), tuple("acd"), tuple("ad")]  # 2 × 3 beats 1 × 8
 
 
 def test_the_model_is_left_as_it_was(tiny_folder):
@@ -148,16 +171,18 @@ def test_the_model_is_left_as_it_was(tiny_folder):
     m = torch_model.load(tiny_folder("gemma3"))
     tokens = torch.tensor([list(range(3, 40))])
     before, children = m(tokens).logits, [list(layer._modules) for layer in m.model.layers]
-    load("edgeprune.metrics", "greedy_kl").path(m, tokens.tolist(), 2, quiet)
+    found("greedy_kl", m, tokens.tolist(), 2)
     assert m(tokens).logits.equal(before)
     assert [list(layer._modules) for layer in m.model.layers] == children
 
 
 def test_progress_rises_to_its_end(tiny_folder):
-    m = torch_model.load(tiny_folder("llama", n_blocks=3))
-    told = []
-    load("edgeprune.metrics", "greedy_kl").path(m, [list(range(3, 30))] * 2, 2, lambda *a: told.append(a))
-    assert told == sorted(told) and told[-1] == (200, 200)
+    folder = tiny_folder("llama", n_blocks=3)
+    told, work = [], Work()
+    work.progress = lambda *a: told.append(a)
+    text = Windows([list(range(3, 30))] * 2, SOME)
+    score.removals(torch_model.load(folder), model.inspect(folder), text, score.Method("greedy_kl", 2), work)
+    assert told == sorted(told) and told[-1] == (1000, 1000)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -165,4 +190,4 @@ def test_weights_that_are_not_finite_are_refused(name, tiny_folder):
     m = torch_model.load(tiny_folder("llama"))
     m.model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(InputRejected, match="not finite"):
-        load("edgeprune.metrics", name).path(m, [list(range(3, 30))], 2, quiet)
+        found(name, m, [list(range(3, 30))], 2)

@@ -13,6 +13,7 @@ from edgeprune.cli._options import (
     Calibration,
     Context,
     Device,
+    Effort,
     Json,
     MaxMem,
     MaxSteps,
@@ -47,7 +48,8 @@ def run(
     runtime: Runtime = "auto",
     mode: Mode = None,
     scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`; else scored here.")] = None,
-    metric: Metric = "block_influence",
+    metric: Metric = "greedy_kl",
+    effort: Effort = 1,
     calibration: Calibration = None,
     text: Texts = None,
     windows: Windows = 8,
@@ -75,7 +77,7 @@ def run(
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
     source = models.resolve(model or models.BUILTIN)
     options = running.Options(
-        metric=metric, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
+        metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
         max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
     )  # fmt: skip
     note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")

@@ -2,11 +2,13 @@
 
 SOURCE   the paper it comes from
 and one of
-rate(model, windows, progress) -> list[float]
+rate(model, windows, work) -> list[float]
     one damage per block of a torch causal LM; blocks are removed one by one, lowest damage first
-path(model, windows, max_steps, progress) -> list[Blocks]
-    block lists after 0, 1, 2, … removals (the first is the whole model), for criteria that don't rate single blocks:
-    spans, halves of blocks, searches that rate again after every removal
+path(model, windows, max_steps, work) -> list[Blocks]
+    block lists after 0, 1, 2, … removals (the first is the whole model), for criteria that don't rate single blocks
+DAMAGE, children(kept) -> list[Kept]
+    what may be kept after one more removal, for searches that rate again after each; DAMAGE is "kl" or "loss"
 
-`windows` are token lists; `progress(done, total)` is called as work goes on. Files that begin with "_" are shared helpers.
+`windows` are token lists; `work.each` does the pieces, `work.progress(done, total)` is called as work goes on. A search
+names neither model nor text: it runs through torch and through llama.cpp alike. Files that begin with "_" are shared.
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.blocks import whole
-from edgeprune.metrics._streams import streams
+from edgeprune.metrics._streams import per_window
 from edgeprune.types import Blocks
 
 if TYPE_CHECKING:
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def span_path(
-    model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None],
+    model: Any, windows: list[list[int]], max_steps: int, work: Any,
     distance: Callable[[list[torch.Tensor]], torch.Tensor],
 ) -> list[Blocks]:  # fmt: skip
     """The path of best runs. distance: the n + 1 streams (t, d) between the blocks of one window -> (n + 1, n + 1)."""
     import torch
 
-    n = len(model.model.layers)
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64)
-    for done, window in enumerate(windows, 1):
-        total += distance(streams(model, window)[::2]).cpu()
-        progress(done, len(windows))
-    return best_runs(total, max_steps)
+    def read(around: Iterator[torch.Tensor]) -> list[list[list[float]]]:
+        between_blocks = list(islice(around, 0, None, 2))
+        return [distance(list(of_one)).tolist() for of_one in zip(*between_blocks, strict=True)]
+
+    found = per_window(model, windows, work, read)
+    return best_runs(torch.tensor(found, dtype=torch.float64).sum(0), max_steps)
 
 
 def cosines(streams: torch.Tensor) -> torch.Tensor:

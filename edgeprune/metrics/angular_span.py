@@ -9,7 +9,6 @@ Step n of the path is the best run of n, so a step need not contain the one befo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.metrics._spans import cosines, span_path
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 SOURCE = "The Unreasonable Ineffectiveness of the Deeper Layers, Gromov et al. 2024, arXiv:2403.17887"
 
 
-def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
-    return span_path(model, windows, max_steps, progress, _angles)
+def path(model: Any, windows: list[list[int]], max_steps: int, work: Any) -> list[Blocks]:
+    return span_path(model, windows, max_steps, work, _angles)
 
 
 def _angles(between_blocks: list[torch.Tensor]) -> torch.Tensor:

@@ -7,7 +7,6 @@ ShortGPT, Men et al. 2024, arXiv:2403.03853, eq. 1. The last block's output is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from edgeprune.metrics._streams import cosine_distance, mean_change
@@ -15,5 +14,5 @@ from edgeprune.metrics._streams import cosine_distance, mean_change
 SOURCE = "ShortGPT, Men et al. 2024, arXiv:2403.03853, eq. 1"
 
 
-def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], None]) -> list[float]:
-    return mean_change(model, windows, progress, cosine_distance)
+def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
+    return mean_change(model, windows, work, cosine_distance)

@@ -7,18 +7,11 @@ Zhong et al. 2024, arXiv:2406.10594.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from edgeprune.metrics._search import Cut, Half, greedy, loss
-from edgeprune.types import Blocks
+from edgeprune.metrics._halves import Kept
 
 SOURCE = "BlockPruner, Zhong et al. 2024, arXiv:2406.10594"
+DAMAGE = "loss"
 
 
-def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
-    return greedy(model, windows, max_steps, progress, candidates=single_halves, damage=loss)
-
-
-def single_halves(kept: list[Half]) -> list[Cut]:
-    return [(k,) for k in range(len(kept))] if len(kept) > 1 else []
+def children(kept: Kept) -> list[Kept]:
+    return [kept[:k] + kept[k + 1 :] for k in range(len(kept))] if len(kept) > 1 else []

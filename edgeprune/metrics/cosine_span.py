@@ -8,7 +8,6 @@ Step n of the path is the best run of n, so a step need not contain the one befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.metrics._spans import cosines, span_path
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 SOURCE = "LLM-Streamline, Chen et al. 2024, arXiv:2403.19135"
 
 
-def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
-    return span_path(model, windows, max_steps, progress, _unlikeness)
+def path(model: Any, windows: list[list[int]], max_steps: int, work: Any) -> list[Blocks]:
+    return span_path(model, windows, max_steps, work, _unlikeness)
 
 
 def _unlikeness(between_blocks: list[torch.Tensor]) -> torch.Tensor:

@@ -7,18 +7,11 @@ path is nested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from edgeprune.metrics._search import Cut, Half, greedy, kl
-from edgeprune.types import Blocks
+from edgeprune.metrics._halves import Kept
 
 SOURCE = "edgeprune: greedy over aligned and seam cuts by KL against the whole model"
+DAMAGE = "kl"
 
 
-def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
-    return greedy(model, windows, max_steps, progress, candidates=neighbours, damage=kl)
-
-
-def neighbours(kept: list[Half]) -> list[Cut]:
-    return [(k, k + 1) for k in range(len(kept) - 1)] if len(kept) > 2 else []
+def children(kept: Kept) -> list[Kept]:
+    return [kept[:k] + kept[k + 2 :] for k in range(len(kept) - 1)] if len(kept) > 2 else []

@@ -6,13 +6,12 @@ Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1 (Mag criterion).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 
 
-def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], None]) -> list[float]:
+def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     import torch
 
     layers = model.model.layers
@@ -20,5 +19,5 @@ def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], No
     for done, layer in enumerate(layers, 1):
         matrices = [p.detach() for p in layer.parameters() if p.ndim == 2]
         found.append(sum(w.abs().sum(dtype=torch.float64).item() for w in matrices))
-        progress(done, len(layers))
+        work.progress(done, len(layers))
     return found

@@ -1,34 +1,23 @@
 """Perplexity by removal: the perplexity of the model with one block left out.
 
-Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1 (PPL criterion). The stream before the missing
-block is the whole model's, so a candidate costs only the blocks after it.
+Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1 (PPL criterion).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from edgeprune.divergence import nll
-from edgeprune.metrics._capture import capture, head, run_layers
+from edgeprune.blocks import kept_sublayers, whole, without_block
+from edgeprune.metrics._sweep import measured_on
 
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 
 
-def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], None]) -> list[float]:
-    import torch
-
-    layers = model.model.layers
-    total = [0.0] * len(layers)
-    n_tokens = 0
-    with torch.inference_mode():
-        for done, window in enumerate(windows):
-            tokens = torch.tensor([window], device=model.device)
-            calls = capture(model, tokens).calls
-            for i in range(len(layers)):
-                stream = run_layers(layers[i + 1 :], calls[i].hidden, calls[i + 1 :])
-                total[i] += nll(head(model, stream), tokens[0])
-                progress(done * len(layers) + i + 1, len(windows) * len(layers))
-            n_tokens += len(window) - 1
-    return [math.exp(t / n_tokens) for t in total]
+def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
+    n = len(model.model.layers)
+    without = [tuple(kept_sublayers(without_block(whole(n), i))) for i in range(n)]
+    measure = measured_on(model, windows, work, ["loss"])
+    found = measure(without, range(len(windows)), lambda done: work.progress(done, len(windows)))
+    n_tokens = sum(len(w) - 1 for w in windows)
+    return [math.exp(math.fsum(window[0][i][0] for window in found) / n_tokens) for i in range(n)]

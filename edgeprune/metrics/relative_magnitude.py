@@ -6,7 +6,6 @@ Weight subcloning, Samragh et al. 2023, arXiv:2312.09299; the baseline of that n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.metrics._streams import mean_change
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 SOURCE = "Weight subcloning, Samragh et al. 2023, arXiv:2312.09299"
 
 
-def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], None]) -> list[float]:
-    return mean_change(model, windows, progress, _update_ratio)
+def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
+    return mean_change(model, windows, work, _update_ratio)
 
 
 def _update_ratio(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ metric that removes whole blocks remove as much.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from edgeprune.blocks import from_sublayers, kept_sublayers, whole
@@ -19,10 +18,10 @@ from edgeprune.types import Blocks
 SOURCE = "LLM-Drop, He et al. 2024, arXiv:2406.15786"
 
 
-def path(model: Any, windows: list[list[int]], max_steps: int, progress: Callable[[int, int], None]) -> list[Blocks]:
+def path(model: Any, windows: list[list[int]], max_steps: int, work: Any) -> list[Blocks]:
     """Halves left out in order of damage; one always stays."""
     halves = kept_sublayers(whole(len(model.model.layers)))
-    damage = mean_change(model, windows, progress, cosine_distance, sublayers=True)
+    damage = mean_change(model, windows, work, cosine_distance, sublayers=True)
     order = sorted(range(len(halves)), key=lambda k: (damage[k], k))
     steps = range(min(max_steps, len(halves) - 1) + 1)
     return [from_sublayers([halves[k] for k in sorted(order[n:])]) for n in steps]

@@ -7,13 +7,12 @@ Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1 (Taylor criterio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 
 
-def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], None]) -> list[float]:
+def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     """Takes four bytes per weight of the blocks for the gradients; the model comes back as it was."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -36,7 +35,7 @@ def rate(model: Any, windows: list[list[int]], progress: Callable[[int, int], No
                 tokens = torch.tensor([window], device=model.device)
                 logits = model(input_ids=tokens, use_cache=False).logits[0]
                 cross_entropy(logits[:-1].float(), tokens[0, 1:].to(logits.device)).backward()
-                progress(done, len(windows))
+                work.progress(done, len(windows))
     finally:
         for handle in handles:
             handle.remove()
