@@ -110,4 +110,5 @@ def test_every_registry_entry_keeps_its_contract():
             missing = [f for f in fields if not hasattr(module, f)]
             assert not missing, f"{package}.{name} lacks {missing}"
     for name, module in load_all("edgeprune.metrics").items():
-        assert hasattr(module, "rate") != hasattr(module, "path"), f"{name} must have one of rate and path"
+        ways = [way for way in ("rate", "path", "children") if hasattr(module, way)]
+        assert len(ways) == 1, f"{name} must have one of rate, path and children"

@@ -105,8 +105,9 @@ def find(nodes: list[Node], n_blocks: int, half_of: HalfOf) -> Graph:
     found = []
     for i, group in groupby(parts, key=lambda part: min(block for _, block in part[0])):
         of_block = list(group)
-        if {block for halves, *_ in of_block for _, block in halves} != {i}:
-            raise InputRejected(f"block {i} hands on more than the stream; only what is between blocks can be rated here")
+        last = max(block for halves, *_ in of_block for _, block in halves)
+        if last != i:
+            raise InputRejected(f"blocks {i} to {last} share more than the stream; none of them can be left out by itself")
         kinds = [kind for kind, _ in groupby("".join(sorted(k for k, _ in halves)) for halves, *_ in of_block)]
         if kinds in (["A", "F"], ["A"], ["F"]):
             found += [(kind, i, max(end for halves, _, end in of_block if halves == {(kind, i)})) for kind in kinds]
