@@ -1,6 +1,7 @@
-"""Text -> token windows. The default text is installed with CPython: the topics of `help()` (pydoc_data.topics).
+"""Text -> token windows. The default texts are installed with CPython and with the packages edgeprune needs.
 
-Its topics are dealt out in turn, even ones for calibration and odd ones for evaluation, so the two never overlap.
+Calibration reads texts of several kinds in turn: documentation, source code, prose. Evaluation reads documentation that
+calibration does not: the topics of `help()` (pydoc_data.topics) are dealt out, even ones to the one, odd ones to the other.
 """
 
 from __future__ import annotations
@@ -37,17 +38,44 @@ def default_text(split: Split) -> tuple[str, str]:
     return f"CPython help topics, {split} half", "\n\n".join(halves[split == "evaluation"])
 
 
-def read_text(files: Sequence[Path], split: Split) -> tuple[str, str]:
-    """(name, text) of the files in the order given, or of the default text. Raises InputRejected."""
+def library_source() -> str:
+    """Every eighth module of the standard library."""
+    import sysconfig
+
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[::8]
+    return "\n\n".join(m.read_text(encoding="utf-8", errors="replace") for m in modules)
+
+
+def package_descriptions() -> str:
+    """What the packages edgeprune needs say of themselves, the first pages each."""
+    import re
+    from importlib.metadata import PackageNotFoundError, metadata, requires
+
+    found = []
+    for requirement in requires("edgeprune") or []:
+        if "extra ==" not in requirement:
+            try:
+                about = metadata(re.split(r"[^\w.-]", requirement)[0])
+            except PackageNotFoundError:
+                continue
+            found.append(str(about.get("Description") or about.get_payload() or "")[:20_000])
+    return "\n\n".join(found)
+
+
+def read_texts(files: Sequence[Path], split: Split) -> list[tuple[str, str]]:
+    """(name, text) of each file in the order given, or of the default texts. Raises InputRejected."""
+    if not files and split == "evaluation":
+        return [default_text("evaluation")]
     if not files:
-        return default_text(split)
-    parts = []
+        more = [("standard library source", library_source()), ("package descriptions", package_descriptions())]
+        return [default_text("calibration"), *((name, text) for name, text in more if text)]
+    found = []
     for path in files:
         try:
-            parts.append(Path(path).read_text(encoding="utf-8"))
+            found.append((Path(path).name, Path(path).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as e:
             raise InputRejected(f"{path} can't be read as UTF-8 text: {e}") from None
-    return ", ".join(Path(p).name for p in files), "\n\n".join(parts)
+    return found
 
 
 def windows(
@@ -58,45 +86,50 @@ def windows(
     n_windows: int,
     context_tokens: int,
     bos_token: int | None = None,
-    avoid_sha256: str | None = None,
+    avoid: Text | None = None,
 ) -> Windows:
-    """`n_windows` windows of `context_tokens`, not overlapping. Calibration spreads them evenly over the text,
-    evaluation takes them from its start, as published perplexities do.
+    """`n_windows` windows of `context_tokens`, not overlapping. Calibration takes them from the texts in turn, spread
+    evenly over each; evaluation from the start of all texts joined, as published perplexities do.
 
-    bos_token, where given, is the first token of every window. Raises UsageError when the text is too short, or
-    when its hash is `avoid_sha256` (text used to choose the cuts can't also judge them).
+    bos_token, where given, is the first token of every window. Raises UsageError when the text is too short, or when
+    one of the texts is in `avoid` (text used to choose the cuts can't also judge them).
     """
-    name, text = read_text(files, split)
-    sha = text_sha256(text)
-    if sha == avoid_sha256:
-        raise UsageError(
-            f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text"
-        )
-    tokens = encode(text)
+    texts = read_texts(files, split)
+    keep_apart(texts, avoid)
+    name, joined = ", ".join(name for name, _ in texts), "\n\n".join(text for _, text in texts)
     body = context_tokens - (bos_token is not None)
-    available = len(tokens) // body
-    if available < 1:
+    tokens = [encode(text) for _, text in texts] if split == "calibration" else [encode(joined)]
+    available = [len(t) // body for t in tokens]
+    if not any(available):
         raise UsageError(
-            f"{name} has {len(tokens)} tokens, one window needs {body}; give a longer text or a smaller --context"
+            f"{name} has {sum(map(len, tokens))} tokens, one window needs {body}; give a longer text or a smaller --context"
         )
-    n = min(n_windows, available)
+    taken = [0] * len(tokens)
+    turns = []  # which text the next window is from
+    while len(turns) < min(n_windows, sum(available)):
+        for i in range(len(tokens)):
+            if taken[i] < available[i] and len(turns) < n_windows:
+                turns.append((i, taken[i]))
+                taken[i] += 1
     spread = split == "calibration"
-    starts = [(i * available // n if spread else i) * body for i in range(n)]
+    starts = [(i, (k * available[i] // taken[i] if spread else k) * body) for i, k in turns]
     head = [] if bos_token is None else [bos_token]
     return Windows(
-        [head + tokens[s : s + body] for s in starts],
-        Text(name=name, sha256=sha, tokens=n * context_tokens, context_tokens=context_tokens, stride_tokens=body),
-    )
+        [head + tokens[i][start : start + body] for i, start in starts],
+        Text(
+            name=name, sha256=text_sha256(joined), parts=tuple(text_sha256(text) for _, text in texts),
+            tokens=len(turns) * context_tokens, context_tokens=context_tokens, stride_tokens=body,
+        ),
+    )  # fmt: skip
 
 
 def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def keep_apart(files: Sequence[Path], sha256: str, avoid_sha256: str | None) -> None:
-    """Raises UsageError when a text is the one that must not be used again."""
-    if sha256 == avoid_sha256:
-        name = ", ".join(Path(p).name for p in files) or "the default text"
-        raise UsageError(
-            f"{name}: the same text chose the cuts, it can't also judge them; name another evaluation text"
-        )
+def keep_apart(texts: Sequence[tuple[str, str]], avoid: Text | None) -> None:
+    """Raises UsageError when one of the texts is one of those that must not be used again, by hash."""
+    used = {avoid.sha256, *avoid.parts} if avoid else set()
+    for name, text in [*texts, ("the same text", "\n\n".join(text for _, text in texts))]:
+        if text_sha256(text) in used:
+            raise UsageError(f"{name} chose the cuts, it can't also judge them; name another evaluation text")

@@ -15,7 +15,7 @@ from edgeprune.calibration import windows
 from edgeprune.divergence import Divergence, compare, nll
 from edgeprune.errors import InputRejected
 from edgeprune.files import sha256_tree
-from edgeprune.types import Quality
+from edgeprune.types import Quality, Text
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,7 +28,7 @@ def evaluate(
     n_windows: int = 8,
     context_tokens: int = 512,
     n_threads: int | None = None,
-    avoid_sha256: str | None = None,
+    avoid: Text | None = None,
     progress: Progress,
 ) -> list[Quality]:
     """One Quality per subject (name -> path), in one pass over the windows; every model is open at once.
@@ -59,7 +59,7 @@ def evaluate(
                 )
         text = windows(
             first.tokenize, files, split="evaluation", n_windows=n_windows, context_tokens=context_tokens,
-            bos_token=first.bos_token, avoid_sha256=avoid_sha256,
+            bos_token=first.bos_token, avoid=avoid,
         )  # fmt: skip
         results: dict[str, list[Divergence]] = {name: [] for name in opened}
         total = len(text.windows) * (len(opened) + (reference is not None))

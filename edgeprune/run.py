@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from edgeprune import __version__, bench, catalog, cost, model, plan, prune
 from edgeprune.blocks import whole
-from edgeprune.calibration import keep_apart, read_text, text_sha256
+from edgeprune.calibration import keep_apart, read_texts
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
 from edgeprune.types import (
@@ -97,7 +97,7 @@ def run(
     if scores is None:
         scores = _score(base, spec, out, options, journal, progress)
     _write(out / "scores.json", scores)
-    keep_apart(options.texts, text_sha256(read_text(options.texts, "evaluation")[1]), scores.text.sha256)
+    keep_apart(read_texts(options.texts, "evaluation"), scores.text)
     _write(out / "device.json", device)
     made = plan.make_plan(spec, scores, device, budget, mode=options.mode)
     _write(out / "plan.json", made)
@@ -237,7 +237,7 @@ def _evaluate(
     def work() -> None:
         found = evaluate(
             subjects, whole=base, files=options.texts, n_windows=options.windows, context_tokens=options.context,
-            avoid_sha256=scores.text.sha256, progress=progress,
+            avoid=scores.text, progress=progress,
         )  # fmt: skip
         _write_list(path, found)
 

@@ -113,7 +113,8 @@ class Text(Record):
     """What was read: enough to tell two texts apart without storing them."""
 
     name: str
-    sha256: str
+    sha256: str  # of all of it
+    parts: tuple[str, ...] = ()  # SHA-256 of each text, where it was put together from several
     tokens: int
     context_tokens: int
     stride_tokens: int

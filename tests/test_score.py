@@ -128,8 +128,38 @@ def test_windows_do_not_overlap_and_carry_the_first_token(tmp_path):
 def test_the_text_that_chose_the_cuts_cannot_judge_them(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("a b c d e f g h i j")
-    sha = calibration.windows(words, [path], split="calibration", n_windows=1, context_tokens=5).text.sha256
+    used = calibration.windows(words, [path], split="calibration", n_windows=1, context_tokens=5).text
     with pytest.raises(UsageError, match="judge"):
-        calibration.windows(words, [path], split="evaluation", n_windows=1, context_tokens=5, avoid_sha256=sha)
+        calibration.windows(words, [path], split="evaluation", n_windows=1, context_tokens=5, avoid=used)
     with pytest.raises(UsageError, match="has 10 tokens"):
         calibration.windows(words, [path], split="evaluation", n_windows=1, context_tokens=50)
+
+
+def test_calibration_reads_the_texts_in_turn_and_evaluation_in_order(tmp_path):
+    """Three texts, the second too short for its share."""
+    paths = []
+    for letter, n in (("a", 40), ("b", 10), ("c", 40)):
+        paths.append(tmp_path / f"{letter}.txt")
+        paths[-1].write_text(" ".join([{"a": "x", "b": "xx", "c": "xxx"}[letter]] * n))
+    found = calibration.windows(words, paths, split="calibration", n_windows=7, context_tokens=10)
+    assert [w[0] for w in found.windows] == [1, 2, 3, 1, 3, 1, 3]
+    assert found.text.name == "a.txt, b.txt, c.txt" and found.text.tokens == 70
+    in_order = calibration.windows(words, paths, split="evaluation", n_windows=5, context_tokens=10)
+    assert [w[0] for w in in_order.windows] == [1, 1, 1, 1, 2]
+
+
+def test_one_text_of_several_is_enough_of_an_overlap(tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    for path in (a, b, c):
+        path.write_text(f"{path.name} " * 20)
+    used = calibration.windows(words, [a, b], split="calibration", n_windows=1, context_tokens=5).text
+    calibration.keep_apart(calibration.read_texts([c], "evaluation"), used)
+    for files in ([b], [c, a], [a, b]):
+        with pytest.raises(UsageError, match="judge"):
+            calibration.windows(words, files, split="evaluation", n_windows=1, context_tokens=5, avoid=used)
+
+
+def test_default_calibration_is_of_three_kinds():
+    names = [name for name, _ in calibration.read_texts([], "calibration")]
+    assert names == ["CPython help topics, calibration half", "standard library source", "package descriptions"]
+    assert all(len(text) > 20_000 for _, text in calibration.read_texts([], "calibration"))
