@@ -152,6 +152,7 @@ def _score(base: Path, spec: ModelSpec, out: Path, options: Options, journal: Jo
             n_windows=options.windows, context_tokens=options.context, log=out / ".scores.progress", progress=progress,
         )  # fmt: skip
         _write(path, scores)
+        (out / ".scores.progress").unlink(missing_ok=True)
 
     inputs = [
         spec.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,13 +17,16 @@ from edgeprune.calibration import Windows, windows
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._search import STRETCHES, search
 from edgeprune.metrics._sweep import Kept, Measured, measured_on
-from edgeprune.torch_model import fast_dtype, load, tokenizer
+from edgeprune.metrics._weights import at_hand
+from edgeprune.torch_model import device, fast_dtype, load, tokenizer
 from edgeprune.types import Blocks, ModelSpec, PathStep, Scores
 from edgeprune.work import Log, Work, join
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Ends = tuple[int, int]  # blocks at the start and at the end
+BOTH = ("kl", "loss")
 PACKAGES = ("torch", "transformers")
+QUICK_IN_LLAMACPP = ("block_influence", "perplexity")
 
 
 class Method(NamedTuple):
@@ -45,19 +49,27 @@ def score(
     work = work or Work()
     check_finite(model, spec)
     lists, damage = removals(model, spec, text, method, work)
-    return record(spec, text, method, damage, measure_path(model, lists, text.windows, work), seed)
+    return record(
+        spec,
+        text,
+        method,
+        damage,
+        measure_path(measured_on(model, text.windows, work, BOTH), lists, text.windows, work),
+        seed,
+    )
 
 
 def score_folder(
     folder: Path, spec: ModelSpec, method: Method, *, files: Sequence[Path], n_windows: int, context_tokens: int,
     precision: str = "auto", max_bytes: int | None = None, log: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = lambda *_: None, say: Callable[[str], None] = lambda _: None,
 ) -> Scores:  # fmt: skip
     """Load a transformers folder and score it on calibration text; `spec` is the model the scores are for.
 
     precision: of the weights while removals are chosen ("auto": the device's fastest for a search); the path's damage
-    is measured in float32 on a CPU, in the stored type on CUDA. max_bytes: what weights and streams may take together;
-    a larger model is read from disk. log: a file that remembers, so that the same call goes on where it was killed.
+    is measured in float32 on a CPU, in the stored type on CUDA. max_bytes: what weights and activations may take
+    together, in each process; unless told what is free. A larger model is read from disk. log: a file that remembers, so
+    that the same call goes on where it was killed; to be removed once the scores are safe.
     """
     module = load_metric(method.metric, method.protect)
     tok = tokenizer(folder)
@@ -68,17 +80,26 @@ def score_folder(
     join()
     dtype = precision if precision != "auto" else fast_dtype() if hasattr(module, "children") else None
     question = {"of": spec.fingerprint, "method": [*method], "text": text.text.sha256, "windows": text.windows}
-    with Log.opened(log, question | {"precision": dtype, "versions": _versions(PACKAGES)}) as memory:
+    question |= {"precision": dtype, "max_bytes": max_bytes, "on": device(), "edgeprune": __version__}
+    question |= _versions(PACKAGES)
+    with Log.opened(log, question, say) as memory:
         work = Work(memory, max_bytes)
         work.progress = functools.partial(progress, f"rating by {method.metric}")
-        model = load(folder, dtype=dtype, max_bytes=max_bytes)
+        model = load(folder, dtype=dtype, max_bytes=work.max_bytes)
         check_finite(model, spec)
         lists, damage = removals(model, spec, text, method, work)
         if dtype:
             del model
-            model = load(folder, max_bytes=max_bytes)
+            gc.collect()  # its memory is needed for the next
+            model = load(folder, max_bytes=work.max_bytes)
         work.progress = functools.partial(progress, "measuring the path")
-        return record(spec, text, method, damage, measure_path(model, lists, text.windows, work))
+        return record(
+            spec,
+            text,
+            method,
+            damage,
+            measure_path(measured_on(model, text.windows, work, BOTH), lists, text.windows, work),
+        )
 
 
 def removals(
@@ -158,10 +179,40 @@ def load_metric(name: str, protect: Ends = (0, 0)) -> ModuleType:
     return module
 
 
+def of_granularity(metric: str, granularity: str) -> str:
+    """The metric that searches with such cuts: "portable" is each metric's own. Raises UsageError."""
+    name = metric if granularity == "portable" else f"{metric}_{granularity}"
+    if granularity != "portable" and name not in catalog.names("edgeprune.metrics"):
+        raise UsageError(
+            f"--granularity {granularity} of {metric} is not known; greedy_kl has portable, aligned and sublayer"
+        )
+    return name
+
+
+def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str) -> bool:
+    """Whether to score in llama.cpp. "auto": a .gguf, by metrics that run it once or once per block, or of a family that
+    torch is not known to run here. Raises UsageError for what can't be."""
+    gguf, known = path.suffix == ".gguf", spec.family in catalog.names("edgeprune.families")
+    if through not in ("auto", "torch", "llamacpp"):
+        raise UsageError(f"--through {through}: torch, llamacpp or auto")
+    if through == "llamacpp" and not gguf:
+        raise UsageError(
+            f"--through llamacpp scores .gguf files, and {path} is none; export it first, or leave that out"
+        )
+    if through == "torch" and not known:
+        raise UsageError(f"{spec.family} models are read from GGUF and stay there; score it --through llamacpp")
+    return gguf and (through == "llamacpp" or not known or (through == "auto" and metric in QUICK_IN_LLAMACPP))
+
+
 def check_finite(model: Any, spec: ModelSpec) -> None:
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise InputRejected(f"{name} of {spec.name} holds values that are not finite; get an undamaged copy")
+    """Raises InputRejected naming the first weight that is not. Reads a module at a time where they lie on disk."""
+    for owner, module in model.named_modules():
+        with at_hand(*[module] if next(module.parameters(recurse=False), None) is not None else []):
+            for name, weight in module.named_parameters(owner, recurse=False):
+                if not all(math.isfinite(end) for end in weight.aminmax()):
+                    raise InputRejected(
+                        f"{name} of {spec.name} holds values that are not finite; get an undamaged copy"
+                    )
 
 
 def one_shot_path(damage: list[float], max_steps: int, protect: Ends = (0, 0)) -> list[Blocks]:
@@ -180,10 +231,11 @@ def one_shot_path(damage: list[float], max_steps: int, protect: Ends = (0, 0)) -
     return lists
 
 
-def measure_path(model: Any, lists: list[Blocks], windows: list[list[int]], work: Work) -> tuple[PathStep, ...]:
-    """KL(whole ‖ pruned) and perplexity of every block list, the whole model's first."""
+def measure_path(
+    measured: Measured, lists: Sequence[Blocks], windows: Sequence[Sequence[int]], work: Work
+) -> tuple[PathStep, ...]:
+    """KL(whole ‖ pruned) and perplexity of every block list, the whole model's first; `measured` tells both damages."""
     versions = [tuple(kept_sublayers(blocks)) for blocks in lists]
-    measured = measured_on(model, windows, work, ["kl", "loss"])
     found = measured(versions, range(len(windows)), lambda done: work.progress(done, len(windows)))
     n_tokens = sum(len(w) - 1 for w in windows)
     steps = []

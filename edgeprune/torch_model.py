@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from edgeprune import families
-from edgeprune.checkpoint import open_checkpoint
+from edgeprune._host import cgroup_limit
+from edgeprune.checkpoint import DTYPE_BYTES, Checkpoint, open_checkpoint
 from edgeprune.errors import InputRejected, OutOfResources
 from edgeprune.types import Blocks
+
+WEIGHTS_SHARE = 0.75  # of memory; the rest is for activations
 
 
 def device() -> str:
@@ -31,27 +36,82 @@ def fast_dtype() -> str | None:
 
 
 def load(folder: Path, on: str | None = None, dtype: str | None = None, max_bytes: int | None = None) -> Any:
-    """The causal LM of a transformers folder, in eval mode, in `dtype`: else float32 on a CPU, its stored type on CUDA."""
+    """The causal LM of a transformers folder, in eval mode, in `dtype`: else float32 on a CPU, its stored type on CUDA.
+
+    max_bytes: what weights and activations may take on a device, `free_bytes()` unless told. Weights that would take
+    more than three quarters of it are spread over the GPUs there are and, beyond those, stay where they are on disk,
+    to be read when they are called: then all memory goes to activations, for a disk read once for many of them is read
+    least. Raises OutOfResources where even that fails.
+    """
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
 
-    open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     on = on or device()
+    dtype = dtype or ("float32" if on == "cpu" else "auto")
+    limit = max_bytes or free_bytes(on)
+    fits = _weight_bytes(checkpoint, dtype) <= WEIGHTS_SHARE * limit
+    places = {} if fits else {"device_map": "auto", "max_memory": _places(on, limit)}
+    if not fits:
+        _give_back_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or ("float32" if on == "cpu" else "auto"),
-            trust_remote_code=False,
-            local_files_only=True,
+            folder, dtype=dtype, trust_remote_code=False, local_files_only=True, **places
         )
-        return model.to(on).eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        return model.to(on) if fits else model
     except (MemoryError, torch.cuda.OutOfMemoryError) as e:
         raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
     except RuntimeError as e:
         if "memory" in str(e).lower():
             raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
         raise
+
+
+def free_bytes(on: str | None = None) -> int:
+    """What weights and activations of this process may take on a device unless told: nine tenths of what is free.
+
+    Processes on one machine share its memory evenly; each has a GPU of its own, or all there are when it is alone.
+    """
+    import torch
+
+    on = on or device()
+    if on != "cpu":
+        return int(0.9 * min(torch.cuda.mem_get_info(i)[0] for i in _gpus()))
+    import psutil
+
+    free = min(psutil.virtual_memory().available, cgroup_limit() or math.inf)
+    return int(0.9 * free / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _gpus() -> list[int]:
+    import torch
+
+    alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+    return list(range(torch.cuda.device_count())) if alone else [int(os.environ["LOCAL_RANK"])]
+
+
+def _places(on: str, limit: int) -> dict[int | str, int]:
+    """Bytes of weights per device, for accelerate, which fills them in this order and leaves the rest on disk."""
+    if on == "cpu":
+        return {"cpu": 0}
+    return {i: int(WEIGHTS_SHARE * limit) for i in _gpus()} | {"cpu": int(WEIGHTS_SHARE * free_bytes("cpu"))}
+
+
+def _give_back_freed_memory() -> None:
+    """glibc keeps freed blocks of up to 32 MB to itself, in pieces that the next tensor may not fit in. Now of 1 MB."""
+    import ctypes
+
+    m_mmap_threshold = -3  # mallopt(3)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
+
+
+def _weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Of a model loaded in `dtype`; "auto" is the stored one."""
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    return sum(math.prod(t.shape) * sizes.get(dtype, DTYPE_BYTES[t.dtype]) for t in checkpoint.tensors.values())
 
 
 def tokenizer(folder: Path) -> Any:
@@ -135,11 +195,14 @@ def source_name(family: Any, name: str, blocks: Blocks) -> str | None:
 def quiet() -> None:
     """No bars or advice of libraries between ours. Called before they are imported."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' GGUF reader asks nobody else
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # that some weights are on disk is meant
     disable_progress_bars()
 
 

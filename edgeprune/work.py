@@ -8,43 +8,61 @@ that asks the same questions in the same order needs to remember only the answer
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
+
+from edgeprune.errors import UsageError
+from edgeprune.files import disk_errors
 
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]  # done, total
-MAX_BYTES = 4 * 10**9
 
 
 class Log:
-    """Answers in the order they were given, in a file of JSON lines whose first line says what they answer."""
+    """Answers in the order they were given, one line of JSON each, in a file whose first line is a hash of what they answer."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        """Takes up the file where it is of the same identity; else begins it anew."""
-        self.path = path
-        lines = _lines(path)
-        self.answers: list[Any] = lines[1:] if lines[:1] == [identity] else []
-        self._file = path.open("a" if self.answers else "w", encoding="utf-8")
-        if self.answers:  # a line cut short by a kill is cut off
-            self._file.truncate(sum(len(json.dumps(x)) + 1 for x in lines))
-        else:
-            self._write(identity)
+    def __init__(self, path: Path, question: dict[str, Any]):
+        """Takes up the answers of a file that is of the same question; else begins it anew.
+
+        Raises UsageError while another process writes to it.
+        """
+        key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        _claim(self._file, path)
+        self._file.seek(0)
+        lines, n_bytes = _whole_lines(self._file)
+        if lines[:1] != [key]:
+            lines, n_bytes = [], 0
+        self._file.truncate(n_bytes)
+        self.answers = lines[1:]
+        if not lines:
+            self._write(key)
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, path: Path | None, identity: dict[str, Any]) -> Iterator[Log | None]:
-        """Only the first process of several keeps one. Removed when the work is finished, kept when it fails."""
+    def opened(
+        cls, path: Path | None, question: dict[str, Any], say: Callable[[str], None] = lambda _: None
+    ) -> Iterator[Log | None]:
+        """None without a path; of several processes only the first keeps one. To be removed once the result is safe.
+
+        `say` is told when there are answers to go on from.
+        """
         if path is None or ranks()[0]:
             yield None
             return
-        log = cls(path, identity)
+        log = cls(path, question)
         try:
+            if log.answers:
+                say(f"going on where it stopped: {path} holds {len(log.answers)} pieces that are done")
             yield log
-            log.path.unlink(missing_ok=True)
         finally:
             log._file.close()
 
@@ -53,60 +71,115 @@ class Log:
         self._write(answer)
 
     def _write(self, x: Any) -> None:
-        self._file.write(json.dumps(x) + "\n")
+        self._file.write(json.dumps(x).encode() + b"\n")
         self._file.flush()
 
 
-def _lines(path: Path) -> list[Any]:
-    found = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+def _whole_lines(file: IO[bytes]) -> tuple[list[Any], int]:
+    """The JSON lines from here on, and how many bytes they take; up to one that a kill or a crash cut short."""
+    found, n_bytes = [], 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        try:
             found.append(json.loads(line))
-    except (OSError, ValueError):
-        pass  # none, or one cut short: what came before it counts
-    return found
+        except ValueError:
+            break
+        n_bytes += len(line)
+    return found, n_bytes
+
+
+def _claim(file: IO[bytes], path: Path) -> None:
+    """Until it is closed, where the system can tell (POSIX)."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{path} is being written to: the same work is going on already; wait for it") from None
+    except OSError:
+        pass  # a file system without locks
 
 
 class Work:
-    """How the pieces of a long job are done. `progress` may be set at any time.
-
-    max_bytes: what the streams (activations) of one piece may take.
-    """
+    """How the pieces of a long job are done. `progress` may be set at any time."""
 
     def __init__(self, log: Log | None = None, max_bytes: int | None = None):
         self.progress: Progress = lambda *_: None
-        self.max_bytes = max_bytes or MAX_BYTES
-        self._log, self._asked = log, 0
         self.rank, self.world = ranks()
+        self._log, self._asked = log, 0
+        self._limit = max_bytes
+
+    @functools.cached_property
+    def max_bytes(self) -> int:
+        """What weights and streams of a process may take together: as it was said, else what was free at the beginning."""
+        from edgeprune.torch_model import free_bytes
+
+        return self._limit or self.once(free_bytes)
 
     def each(
         self, pieces: Sequence[T], do: Callable[[T], Any], tick: Callable[[int], None] = lambda _: None
     ) -> list[Any]:
         """[do(piece), …], in order. Results are what JSON can hold, floats included to the last bit.
 
-        `tick` is told how many pieces are done, those of other processes counted at the end.
+        Processes take a piece each, turn by turn. `tick` is told how many pieces are done.
         """
-        known = self._known(len(pieces))
-        done = dict(enumerate(known))
-        mine = range(len(known), len(pieces))[self.rank :: self.world]
-        for i in mine:
-            done[i] = do(pieces[i])
-            if self.world == 1 and self._log:
-                self._log.add(done[i])
-            tick(i + 1)
-        if self.world > 1 and len(known) < len(pieces):
-            done = _gathered(done)
-            if self._log:
-                for i in range(len(known), len(pieces)):
-                    self._log.add(done[i])
+        answers = self._known(len(pieces))
+        while len(answers) < len(pieces):
+            mine = len(answers) + self.rank
+            found = self._gathered(do(pieces[mine]) if mine < len(pieces) else None)
+            for answer in found[: len(pieces) - len(answers)]:
+                self._remember(answer)
+                answers.append(answer)
+            tick(len(answers))
         tick(len(pieces))
-        return [done[i] for i in range(len(pieces))]
+        return answers
+
+    def once(self, do: Callable[[], Any]) -> Any:
+        """do(), which all processes do together; the answer of the first one is everyone's."""
+        known = self._known(1)
+        if not known:
+            known = [self._told(do())]
+            self._remember(known[0])
+        return known[0]
+
+    def add_up(self, tensor: Any) -> None:
+        """The sum of all processes' tensors, in place."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
 
     def _known(self, n: int) -> list[Any]:
-        """The remembered answers to the next `n` questions, as far as there are any."""
+        """The remembered answers to the next `n` questions, as far as there are any; only the first process has a log."""
         first, self._asked = self._asked, self._asked + n
-        known = self._log.answers[first : first + n] if self._log else []
-        return _told(known) if self.world > 1 else known
+        return self._told(self._log.answers[first : first + n] if self._log else [])
+
+    def _remember(self, answer: Any) -> None:
+        if self._log:
+            self._log.add(answer)
+
+    def _gathered(self, answer: Any) -> list[Any]:
+        """Of every process."""
+        if self.world == 1:
+            return [answer]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, answer)
+        return found
+
+    def _told(self, answer: Any) -> Any:
+        """What the first process says."""
+        if self.world == 1:
+            return answer
+        import torch.distributed as dist
+
+        box = [answer]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
 
 def ranks() -> tuple[int, int]:
@@ -121,20 +194,3 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
-
-
-def _gathered(done: dict[int, Any]) -> dict[int, Any]:
-    import torch.distributed as dist
-
-    all_of_them: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(all_of_them, done)
-    return {i: answer for each in all_of_them for i, answer in each.items()}
-
-
-def _told(known: list[Any]) -> list[Any]:
-    """What the first process remembers; it alone keeps a log."""
-    import torch.distributed as dist
-
-    box = [known]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

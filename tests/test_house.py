@@ -22,6 +22,8 @@ TORCH_FREE = (
     "devices",
     "cost",
     "plan",
+    "score",
+    "score_gguf",
     "checkpoint",
     "gguf_file",
     "model",

@@ -9,6 +9,7 @@ VERBS = (
     "devices",
     "inspect",
     "score",
+    "compare",
     "plan",
     "recipe",
     "prune",

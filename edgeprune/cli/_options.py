@@ -33,6 +33,7 @@ Device = Annotated[
     str, typer.Option("--device", "-d", help="A profile's name or alias, a .toml of your own, or 'host'.")
 ]
 MaxMem = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Memory for weights, KV cache, buffers and runtime, e.g. 8GB or 8GiB.")]  # fmt: skip  # noqa: E501
+Memory = Annotated[int | None, typer.Option("--max-memory", parser=_size, metavar="SIZE", help="What weights and activations may take in each process; a larger model is read from disk. Default: what is free.")]  # fmt: skip  # noqa: E501
 MinTps = Annotated[float | None, typer.Option(min=0.001, help="Least decode speed at batch 1, tokens per second.")]
 MaxTtft = Annotated[float | None, typer.Option(min=0.0001, help="Longest time to first token, seconds, for --prompt tokens.")]  # fmt: skip
 Prompt = Annotated[int, typer.Option(min=1, help="Prompt length --max-ttft is for, tokens.")]

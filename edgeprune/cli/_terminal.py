@@ -19,8 +19,10 @@ from rich.table import Table
 
 from edgeprune.errors import EdgepruneError, OutOfResources
 from edgeprune.types import Record
+from edgeprune.work import ranks
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Of several processes the first speaks.
+err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks()[0] > 0)
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -71,7 +73,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr while on a terminal; off one, nothing. Called as progress(what, done, total)."""
-    if not err.is_terminal:
+    if not err.is_terminal or err.quiet:
         yield lambda what, done, total: None
         return
     from rich.progress import (
@@ -114,7 +116,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return verb(*args, **kwargs)
         except EdgepruneError as e:
-            if kwargs.get("json"):
+            if kwargs.get("json") and not err.quiet:
                 emit(
                     {
                         "error": str(e),
@@ -163,7 +165,8 @@ def _fail(text: str, code: int, e: BaseException) -> typer.Exit:
 
         traceback.print_exception(e)
     one_line = " ".join(clean(text).split())
-    sys.stderr.write(f"edgeprune: {one_line}\n")
+    rank, world = ranks()
+    sys.stderr.write(f"edgeprune{f', process {rank} of {world}' if rank else ''}: {one_line}\n")
     return typer.Exit(code)
 
 

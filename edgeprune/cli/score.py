@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from edgeprune.cli._options import (
     Force,
     Json,
     MaxSteps,
+    Memory,
     Metric,
     Precision,
     Protect,
@@ -23,6 +25,7 @@ from edgeprune.cli._options import (
 )
 from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.files import refuse_existing
+from edgeprune.work import ranks
 
 
 @verb("edgeprune score ./SmolLM2-135M-Instruct -o scores.json")
@@ -34,27 +37,52 @@ def score(
     windows: Windows = 16,
     window: Window = 512,
     max_steps: MaxSteps = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            help="What a search may cut: portable (whole layers and seams), aligned (whole layers) or sublayer."
+        ),
+    ] = "portable",
     protect: Protect = "0,0",
     effort: Effort = 1,
     precision: Precision = "auto",
+    max_memory: Memory = None,
+    through: Annotated[
+        str, typer.Option(help="torch, llamacpp (a .gguf, without torch) or 'auto': llamacpp where that is quick.")
+    ] = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Choose what to remove, step by step, and measure the damage of every step. Slow, once per model."""
-    from edgeprune import files, folders
+    """Choose what to remove, step by step, and measure the damage of every step. Slow, once per model.
+
+    The same command goes on where it was stopped. `torchrun -m edgeprune.cli score` shares the work among processes.
+    """
+    from edgeprune import files, folders, score_gguf
     from edgeprune import model as models
     from edgeprune import score as scoring
 
+    metric = scoring.of_granularity(metric, granularity)
     scoring.load_metric(metric, protect)
     refuse_existing(output, force)
     path = models.resolve(model)
     spec = models.inspect(path)
     method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort)
-    note(f"scoring {spec.name}: {metric}, {method.max_steps} steps, up to {windows} windows of {window} tokens")
-    with folders.as_folder(path) as folder, progress() as tick:
-        scores = scoring.score_folder(
-            folder, spec, method, files=calibration or [], n_windows=windows, context_tokens=window,
-            precision=precision, log=output.with_name(f".{output.name}.progress"), progress=tick,
-        )  # fmt: skip
+    in_llamacpp = scoring.in_llamacpp(spec, path, metric, through)
+    note(
+        f"scoring {spec.name} in {'llama.cpp' if in_llamacpp else 'torch'}: {metric}, {method.max_steps} steps, up to"
+        f" {windows} windows of {window} tokens; when stopped, the same command goes on from there"
+    )
+    log = output.with_name(f".{output.name}.progress")
+    with progress() as tick, contextlib.ExitStack() as stack:
+        shared = {"files": calibration or [], "n_windows": windows, "context_tokens": window, "log": log}
+        shared |= {"progress": tick, "say": note}
+        if in_llamacpp:
+            scores = score_gguf.score_gguf(path, spec, method, **shared)
+        else:
+            folder = stack.enter_context(folders.as_folder(path))
+            scores = scoring.score_folder(folder, spec, method, precision=precision, max_bytes=max_memory, **shared)
+    if ranks()[0]:
+        return  # one process of several writes
     files.write_text(output, scores.to_json(), force)
+    log.unlink(missing_ok=True)
     emit(scores) if json else _show.scores(scores, output)

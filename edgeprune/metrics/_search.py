@@ -54,7 +54,7 @@ def search(
         if not born:
             break
         told = lambda part, step=step: tick((step + part) / max_steps)  # noqa: E731
-        best, excess = race(_promising(born, added, slack), measure, n_windows, width, told)
+        best, excess = race(_promising(born, added, slack), measure, n_windows, width, told, levels[0][0].damage)
         added |= {
             _cut(entry, child): best[0].damage + excess[child] - entry.damage
             for entry, child in born
@@ -66,12 +66,13 @@ def search(
 
 def race(
     versions: Sequence[Kept], measure: Measure, n_windows: int, winners: int = 1,
-    tick: Callable[[float], None] = lambda _: None,
+    tick: Callable[[float], None] = lambda _: None, undamaged: float = 0.0,
 ) -> tuple[list[Entry], dict[Kept, float]]:  # fmt: skip
     """The `winners` least damaging versions, least first, the earlier one of equals; and by how much every version did
     worse than the best on the text it was measured on, a mean per stretch.
 
-    `tick` is told the fraction done. Raises InputRejected when no version leaves finite logits.
+    undamaged: what the whole model has, nothing in KL and something in loss. `tick` is told the fraction done. Raises
+    InputRejected when no version leaves finite logits.
     """
     seen: list[list[float]] = [[] for _ in versions]
     alive = list(range(len(versions)))
@@ -85,7 +86,7 @@ def race(
         at = here.stop
         order = sorted(alive, key=lambda i: (math.fsum(seen[i]), i))
         to_beat = order[min(winners, len(order)) - 1]
-        alive = [i for k, i in enumerate(order) if k < winners or not _surely_worse(seen[i], seen[to_beat])]
+        alive = [i for k, i in enumerate(order) if k < winners or not _surely_worse(seen[i], seen[to_beat], undamaged)]
     best = alive[:winners]
     if math.fsum(seen[best[0]]) == math.inf:
         raise InputRejected("no removal leaves finite logits: the model's weights are not finite or overflow")
@@ -100,14 +101,18 @@ def _mean_difference(one: list[float], other: list[float]) -> float:
     return math.inf if math.inf in one else statistics.fmean(one[:n]) - statistics.fmean(other[:n])
 
 
-def _surely_worse(candidate: list[float], leader: list[float]) -> bool:
-    """By the log ratio of their damages, stretch by stretch: some stretches are hurt ten times as much by any cut."""
+def _surely_worse(candidate: list[float], leader: list[float], undamaged: float) -> bool:
+    """By the log ratio of their damages, stretch by stretch: some stretches are hurt ten times as much by any cut.
+
+    Windows differ in that ratio as far as it is of damage: what the whole model has is the same in both.
+    """
     if math.inf in candidate:
         return True
     if len(candidate) < STRETCHES or sum(candidate) <= sum(leader):
         return False
     more = [math.log(max(c, TINY) / max(b, TINY)) for c, b in zip(candidate, leader, strict=True)]
-    variance = statistics.variance(more) / len(more) + BETWEEN**2 * STRETCHES / len(more)
+    between = BETWEEN * max(0.1, 1 - undamaged * len(leader) / max(sum(leader), TINY))
+    variance = (statistics.variance(more) + between**2 * STRETCHES) / len(more)
     return statistics.fmean(more) > SURE * math.sqrt(variance)
 
 

@@ -25,7 +25,8 @@ def span_path(
         between_blocks = list(islice(around, 0, None, 2))
         return [distance(list(of_one)).tolist() for of_one in zip(*between_blocks, strict=True)]
 
-    found = per_window(model, windows, work, read)
+    held = 3 * (len(model.model.layers) + 1)  # `distance` stacks them and scales them
+    found = per_window(model, windows, work, read, held)
     return best_runs(torch.tensor(found, dtype=torch.float64).sum(0), max_steps)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.metrics._halves import entrance, halves, run_device
-from edgeprune.metrics._sweep import pieces
+from edgeprune.metrics._memory import each_window, room
 
 if TYPE_CHECKING:
     import torch
@@ -20,22 +20,27 @@ def streams(model: Any, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     yield stream.float()
     for (_, layer), run in halves(model):
         stream = run(stream, **kwargs[layer])
-        yield stream.float()
+        yield stream.to(tokens.device).float()  # the layers of a large model may be spread over devices
 
 
 def per_window(
-    model: Any, windows: list[list[int]], work: Any, read: Callable[[Iterator[torch.Tensor]], Any]
+    model: Any, windows: list[list[int]], work: Any, read: Callable[[Iterator[torch.Tensor]], list[Any]], held: int
 ) -> list[Any]:
-    """read(the streams of some windows) -> one result per window; all results in the order of the windows."""
+    """read(the streams of some windows) -> one result per window; all results in the order of the windows.
+
+    held: how many float32 streams of a window `read` has in memory at most.
+    """
     import torch
 
-    def do(piece: list[int]) -> Any:
+    def do(piece: list[int]) -> list[Any]:
         with torch.inference_mode():
             return read(streams(model, torch.tensor([windows[w] for w in piece], device=run_device(model))))
 
-    groups = pieces(model, windows, range(len(windows)), 1, work.max_bytes)
-    found = work.each(groups, do, lambda n: work.progress(n, len(groups)))
-    return [result for group in found for result in group]
+    of_a_window = (held + 2) * 4 // model.dtype.itemsize  # a layer's input and output besides
+    at_once = room(model, windows, work.max_bytes, least=of_a_window) // of_a_window
+    return each_window(
+        model, windows, range(len(windows)), work, do, at_once, lambda done: work.progress(done, len(windows))
+    )
 
 
 def mean_change(
@@ -56,7 +61,7 @@ def mean_change(
                 x = y
         return torch.stack(sums, dim=-1).tolist()
 
-    found = per_window(model, windows, work, read)
+    found = per_window(model, windows, work, read, held=6)  # x, y, and what `change` makes of them
     n_tokens = sum(map(len, windows))
     return [math.fsum(of_one) / n_tokens for of_one in zip(*found, strict=True)]
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.divergence import CHUNK_TOKENS
-from edgeprune.metrics._halves import Kept, all_halves, entrance, halves, head, run_device
+from edgeprune.metrics._halves import Kept, all_halves, entrance, halves, head, rows, run_device
+from edgeprune.metrics._memory import each_window, room
+from edgeprune.metrics._weights import at_hand
 
 if TYPE_CHECKING:
     import torch
@@ -19,18 +21,15 @@ if TYPE_CHECKING:
 # versions, window numbers, told how many pieces are done -> [window][kind][version][segment]
 Measured = Callable[[Sequence[Kept], Sequence[int], Callable[[int], None]], list[Any]]
 
-ROWS = {"cpu": 512, "cuda": 1 << 15}  # tokens × versions in one call: enough to fill the device, few enough for caches
-
 
 def sweep(model: Any, versions: Sequence[Kept], tokens: torch.Tensor) -> list[torch.Tensor]:
     """The stream (g, t, d) after the last sub-layer of every version, on tokens (g, t).
 
     Holds one stream per different beginning, at most len(versions) × g × t × d elements.
     """
-
     stream, kwargs = entrance(model, tokens)
     keep = [frozenset(v) for v in versions]
-    rows = max(1, ROWS.get(tokens.device.type, ROWS["cpu"]) // tokens.numel())
+    most = max(1, rows(tokens.device) // tokens.numel())
     nodes = [(stream, list(range(len(versions))))]  # a stream, and the versions that share it
     for half, run in halves(model):
         stays, runs = [], []
@@ -38,10 +37,10 @@ def sweep(model: Any, versions: Sequence[Kept], tokens: torch.Tensor) -> list[to
             for group, has in ((runs, True), (stays, False)):
                 chosen = [m for m in members if (half in keep[m]) is has]
                 if chosen:
-                    group.append((stream, chosen))
+                    group.append((stream if has else _alone(stream), chosen))
         nodes = stays
-        for i in range(0, len(runs), rows):
-            together = runs[i : i + rows]
+        while runs:  # each stream goes as soon as the one after it is there
+            together, runs = runs[:most], runs[most:]
             out = run(_cat([stream for stream, _ in together]), **kwargs[half[1]])
             nodes += zip(out.split(len(tokens)), (members for _, members in together), strict=True)
     final = {m: stream for stream, members in nodes for m in members}
@@ -64,17 +63,16 @@ def damages(
     found = torch.empty(len(kinds), len(windows), len(versions), n, dtype=torch.float64)
     with torch.inference_mode():
         streams = sweep(model, [*versions, *([all_halves(len(model.model.layers))] if "kl" in kinds else [])], tokens)
-        for w in range(len(windows)):
-            for start in range(0, n, CHUNK_TOKENS):
-                chunk = slice(start, min(start + CHUNK_TOKENS, n))
-                judges = [
-                    _kl(_logp(model, streams[-1][w : w + 1, chunk])) if kind == "kl" else _loss(tokens[w, 1:][chunk])
-                    for kind in kinds
-                ]
-                for v in range(len(versions)):
-                    logq = _logp(model, streams[v][w : w + 1, chunk])
-                    for k, judge in enumerate(judges):
-                        found[k, w, v, chunk] = judge(logq).double().cpu()
+        with at_hand(model.model.norm, model.lm_head):
+            for w in range(len(windows)):
+                for start in range(0, n, CHUNK_TOKENS):
+                    chunk = slice(start, min(start + CHUNK_TOKENS, n))
+                    whole = _logp(model, streams[-1][w : w + 1, chunk]) if "kl" in kinds else None
+                    judges = [_kl(whole) if kind == "kl" else _loss(tokens[w, 1:][chunk]) for kind in kinds]
+                    for v in range(len(versions)):
+                        logq = _logp(model, streams[v][w : w + 1, chunk])
+                        for k, judge in enumerate(judges):
+                            found[k, w, v, chunk] = judge(logq).double().cpu()
     found = found.nan_to_num(nan=float("inf"))
     return torch.stack([s.sum(-1) for s in found.tensor_split(n_segments, dim=-1)], dim=-1).tolist()
 
@@ -93,7 +91,7 @@ def _kl(logp: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _loss(targets: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda logq: -logq.gather(1, targets[:, None])[:, 0]
+    return lambda logq: -logq.gather(1, targets[:, None].to(logq.device))[:, 0]
 
 
 def _cat(streams: list[torch.Tensor]) -> torch.Tensor:
@@ -102,13 +100,19 @@ def _cat(streams: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([s.to(streams[-1].device) for s in streams]) if len(streams) > 1 else streams[0]
 
 
+def _alone(stream: torch.Tensor) -> torch.Tensor:
+    """Without the streams that came out of the same call, so that those can go."""
+    return stream.clone() if stream.untyped_storage().nbytes() > stream.nbytes else stream
+
+
 def measured_on(
     model: Any, windows: Sequence[Sequence[int]], work: Any, kinds: Sequence[str], n_segments: int = 1
 ) -> Measured:
     """A function of versions, window numbers and a tick -> [window][kind][version][segment], done in pieces by `work`."""
 
     def measure(versions: Sequence[Kept], chosen: Sequence[int], tick: Callable[[int], None]) -> list[Any]:
-        sweeps = -(-len(versions) // max(1, work.max_bytes // _stream_bytes(model, windows) - 1))
+        streams = room(model, windows, work.max_bytes, least=2)
+        sweeps = -(-len(versions) // (streams - 1))  # one stream is the whole model's
         per_sweep = -(-len(versions) // sweeps)
 
         def do(piece: Sequence[int]) -> list[Any]:
@@ -121,28 +125,6 @@ def measured_on(
                 [[one for part in parts for one in part[k][w]] for k in range(len(kinds))] for w in range(len(piece))
             ]
 
-        groups = pieces(model, windows, chosen, len(versions) + 1, work.max_bytes)
-        return [window for group in work.each(groups, do, tick) for window in group]
+        return each_window(model, windows, chosen, work, do, streams // (per_sweep + 1), tick)
 
     return measure
-
-
-def pieces(
-    model: Any, windows: Sequence[Sequence[int]], chosen: Sequence[int], streams: int, max_bytes: int
-) -> list[list[int]]:
-    """Window numbers to run together: one by one; of a model whose weights come from disk as many of one length as
-    `streams` streams each leave room for, so that the disk is read once for them."""
-    offloaded = any(p.device.type == "meta" for p in model.parameters())
-    most = max(1, max_bytes // (streams * _stream_bytes(model, windows))) if offloaded else 1
-    groups: list[list[int]] = []
-    for w in chosen:
-        if groups and len(groups[-1]) < most and len(windows[groups[-1][0]]) == len(windows[w]):
-            groups[-1].append(w)
-        else:
-            groups.append([w])
-    return groups
-
-
-def _stream_bytes(model: Any, windows: Sequence[Sequence[int]]) -> int:
-    """One stream of the longest window."""
-    return max(map(len, windows)) * model.config.hidden_size * model.dtype.itemsize

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeprune.metrics._weights import at_hand
+
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 
 
@@ -17,7 +19,8 @@ def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     layers = model.model.layers
     found = []
     for done, layer in enumerate(layers, 1):
-        matrices = [p.detach() for p in layer.parameters() if p.ndim == 2]
-        found.append(sum(w.abs().sum(dtype=torch.float64).item() for w in matrices))
+        with at_hand(layer):
+            matrices = [p.detach() for p in layer.parameters() if p.ndim == 2]
+            found.append(sum(w.abs().sum(dtype=torch.float64).item() for w in matrices))
         work.progress(done, len(layers))
     return found

@@ -9,11 +9,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeprune.errors import OutOfResources
+from edgeprune.metrics._weights import offloaded
+
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 
 
 def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
-    """Takes four bytes per weight of the blocks for the gradients; the model comes back as it was."""
+    """Takes four bytes per weight of the blocks for the gradients; the model comes back as it was.
+
+    Processes share the windows and add up their gradients. Raises OutOfResources where weights and gradients don't fit
+    in memory together.
+    """
+    n_bytes = sum(p.nbytes for p in model.parameters()) + 4 * sum(p.numel() for p in model.model.layers.parameters())
+    if offloaded(model) or n_bytes > work.max_bytes:
+        raise OutOfResources(
+            f"taylor keeps all weights and their gradients in memory, {n_bytes / 1e6:.0f} MB, and "
+            f"{work.max_bytes / 1e6:.0f} MB is the limit; raise --max-memory or take another metric"
+        )
+    return work.once(lambda: _rate(model, windows, work))
+
+
+def _rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -31,16 +48,18 @@ def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     handles = [w.register_post_accumulate_grad_hook(accumulate) for w in gradient]
     try:
         with torch.enable_grad():
-            for done, window in enumerate(windows, 1):
+            for done, window in enumerate(windows[work.rank :: work.world], 1):
                 tokens = torch.tensor([window], device=model.device)
                 logits = model(input_ids=tokens, use_cache=False).logits[0]
                 cross_entropy(logits[:-1].float(), tokens[0, 1:].to(logits.device)).backward()
-                work.progress(done, len(windows))
+                work.progress(min(done * work.world, len(windows)), len(windows))
     finally:
         for handle in handles:
             handle.remove()
         for w in frozen:
             w.requires_grad_(False)
+    for g in gradient.values():
+        work.add_up(g)
     return [sum(_product(w.detach(), gradient[w]) for w in block) for block in blocks]
 
 

@@ -49,6 +49,10 @@ class Graph(NamedTuple):
         """The node that holds the stream before sub-layer `position`, after the last one for their number."""
         return self.sublayers[position - 1].end if position else self.start
 
+    @property
+    def width(self) -> int:
+        return self.nodes[self.start].shape[1]
+
 
 class Recorder:
     """Nodes in the order they run."""
@@ -107,7 +111,9 @@ def find(nodes: list[Node], n_blocks: int, half_of: HalfOf) -> Graph:
         of_block = list(group)
         last = max(block for halves, *_ in of_block for _, block in halves)
         if last != i:
-            raise InputRejected(f"blocks {i} to {last} share more than the stream; none of them can be left out by itself")
+            raise InputRejected(
+                f"blocks {i} to {last} share more than the stream; none of them can be left out by itself"
+            )
         kinds = [kind for kind, _ in groupby("".join(sorted(k for k, _ in halves)) for halves, *_ in of_block)]
         if kinds in (["A", "F"], ["A"], ["F"]):
             found += [(kind, i, max(end for halves, _, end in of_block if halves == {(kind, i)})) for kind in kinds]
