@@ -12,9 +12,10 @@ from typing import Any
 from edgeprune import families
 from edgeprune._host import cgroup_limit
 from edgeprune.checkpoint import DTYPE_BYTES, Checkpoint, open_checkpoint
-from edgeprune.errors import InputRejected, OutOfResources
+from edgeprune.errors import InputRejected, OutOfResources, UsageError
 from edgeprune.types import Blocks
 
+TYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 WEIGHTS_SHARE = 0.75  # of memory; the rest is for activations
 
 
@@ -43,6 +44,8 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
     to be read when they are called: then all memory goes to activations, for a disk read once for many of them is read
     least. Raises OutOfResources where even that fails.
     """
+    if dtype not in (None, *TYPES):
+        raise UsageError(f"no weights of type {dtype!r} here; name one of {', '.join(TYPES)}")
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
@@ -110,8 +113,7 @@ def _give_back_freed_memory() -> None:
 
 def _weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """Of a model loaded in `dtype`; "auto" is the stored one."""
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
-    return sum(math.prod(t.shape) * sizes.get(dtype, DTYPE_BYTES[t.dtype]) for t in checkpoint.tensors.values())
+    return sum(math.prod(t.shape) * TYPES.get(dtype, DTYPE_BYTES[t.dtype]) for t in checkpoint.tensors.values())
 
 
 def tokenizer(folder: Path) -> Any:

@@ -51,6 +51,15 @@ def each_window(
     return [answer for group in found for answer in group]
 
 
+def backward_bytes(model: Any, n_tokens: int) -> int:
+    """What a window's forward pass keeps for its backward one: about five widths of the feed-forward and twelve of the
+    stream for every token and layer, and the logits in eight guises (measured on llama)."""
+    d = families.decoder(model.config.to_dict())
+    scores = 4 * d.n_heads * n_tokens if model.config._attn_implementation == "eager" else 0
+    kept = d.n_blocks * (5 * d.ffn + 12 * max(d.hidden, d.n_heads * d.head_dim) + scores)
+    return n_tokens * (kept * model.dtype.itemsize + 8 * 4 * d.vocab)
+
+
 def _in_memory(model: Any) -> int:
     """Weights on the device that holds most of them."""
     held: dict[torch.device, int] = {}

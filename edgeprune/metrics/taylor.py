@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeprune.errors import OutOfResources
+from edgeprune.metrics._memory import backward_bytes
 from edgeprune.metrics._weights import offloaded
 
 SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
@@ -18,13 +19,14 @@ SOURCE = "Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1"
 def rate(model: Any, windows: list[list[int]], work: Any) -> list[float]:
     """Takes four bytes per weight of the blocks for the gradients; the model comes back as it was.
 
-    Processes share the windows and add up their gradients. Raises OutOfResources where weights and gradients don't fit
-    in memory together.
+    Processes share the windows and add up their gradients. Raises OutOfResources where weights, gradients and what a
+    window's pass keeps for them don't fit in memory together.
     """
-    n_bytes = sum(p.nbytes for p in model.parameters()) + 4 * sum(p.numel() for p in model.model.layers.parameters())
+    weights = sum(p.nbytes for p in model.parameters()) + 4 * sum(p.numel() for p in model.model.layers.parameters())
+    n_bytes = weights + backward_bytes(model, max(map(len, windows)))
     if offloaded(model) or n_bytes > work.max_bytes:
         raise OutOfResources(
-            f"taylor keeps all weights and their gradients in memory, {n_bytes / 1e6:.0f} MB, and "
+            f"taylor keeps all weights, their gradients and one pass in memory, {n_bytes / 1e6:.0f} MB, and "
             f"{work.max_bytes / 1e6:.0f} MB is the limit; raise --max-memory or take another metric"
         )
     return work.once(lambda: _rate(model, windows, work))
