@@ -80,7 +80,7 @@ def score_folder(
     join()
     dtype = precision if precision != "auto" else fast_dtype() if hasattr(module, "children") else None
     question = {"of": spec.fingerprint, "method": [*method], "text": text.text.sha256, "windows": text.windows}
-    question |= {"precision": dtype, "max_bytes": max_bytes, "on": device(), "edgeprune": __version__}
+    question |= {"precision": dtype, "on": device(), "edgeprune": __version__}
     question |= _versions(PACKAGES)
     with Log.opened(log, question, say) as memory:
         work = Work(memory, max_bytes)

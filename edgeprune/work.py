@@ -114,10 +114,11 @@ class Work:
 
     @functools.cached_property
     def max_bytes(self) -> int:
-        """What weights and streams of a process may take together: as it was said, else what was free at the beginning."""
+        """What weights and activations of a process may take together: as it was said, else what was free at the start."""
         from edgeprune.torch_model import free_bytes
 
-        return self._limit or self.once(free_bytes)
+        free = self.once(free_bytes)
+        return self._limit or free
 
     def each(
         self, pieces: Sequence[T], do: Callable[[T], Any], tick: Callable[[int], None] = lambda _: None

@@ -19,6 +19,7 @@ from edgeprune import model, score, torch_model
 from edgeprune.catalog import load
 from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.errors import InputRejected, OutOfResources, UsageError
+from edgeprune.metrics import _memory, _sweep
 from edgeprune.metrics._halves import all_halves
 from edgeprune.metrics._sweep import damages, measured_on
 from edgeprune.metrics._weights import offloaded
@@ -72,6 +73,28 @@ def test_a_sweep_reads_every_weight_once(tiny_folder, monkeypatch):
     damages(m, VERSIONS, random_windows()[::2], ["kl", "loss"])
     names = set(dict(m.named_parameters(remove_duplicate=False)))
     assert set(read) == names and all(read.count(name) == 1 for name in names - {"model.norm.weight"})
+
+
+def test_windows_run_together_are_remembered_one_by_one(tiny_folder, tmp_path, monkeypatch):
+    """Stopped with memory for three windows at once, gone on with memory for one: no window is taken for another."""
+    m = torch_model.load(tiny_folder("llama"), max_bytes=NOTHING)
+    draw, ran = random.Random(0), []
+    windows = [[draw.randrange(3, 300) for _ in range(512)] for _ in range(7)]
+    monkeypatch.setattr(_sweep, "damages", lambda *args: ran.append(len(args[2])) or damages(*args))
+    stream = 512 * m.config.hidden_size * 4
+    room = 10**8 - _memory.room(m, windows, 10**8, 2) * stream  # what is not left to streams
+
+    def measure(log, streams):
+        measured = _sweep.measured_on(m, windows, Work(log, room + streams * stream), ["kl"])
+        return measured(VERSIONS[1:3], range(7), lambda n: None)
+
+    with Log.opened(tmp_path / "log", {}) as log:
+        whole = measure(log, 9)
+    assert ran == [3, 3, 1]
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log").write_bytes(b"".join(lines[: 2 + 4]))  # the question, the memory, four windows
+    with Log.opened(tmp_path / "log", {}) as log:
+        assert measure(log, 3) == whole and ran[3:] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("metric", ["greedy_kl", "block_influence", "taylor"])
@@ -206,7 +229,17 @@ for sys.argv[1:] in json.loads(os.environ["COMMANDS"]):
         main()
     except SystemExit as e:
         codes.append(e.code)
-open(os.path.join(os.environ["CODES"], os.environ["RANK"]), "w").write(json.dumps(codes))
+
+from pathlib import Path
+from edgeprune import torch_model
+from edgeprune.metrics._sweep import measured_on
+from edgeprune.work import Work
+
+windows, versions = json.loads(os.environ["WINDOWS"])
+versions = [[tuple(half) for half in version] for version in versions]
+m = torch_model.load(Path(sys.argv[2]), max_bytes=1000)
+found = measured_on(m, windows, Work(None, 10**9), ["kl", "loss"])(versions, range(len(windows)), int)
+open(os.path.join(os.environ["FOUND"], os.environ["RANK"]), "w").write(json.dumps([codes, found]))
 """
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
@@ -224,23 +257,30 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_give_the_bytes_of_one(launcher, tiny_folder, text, tmp_path):
-    """Several metrics, one of them twice: the second time the output exists, which ends both processes."""
+    """Several metrics, one of them twice: the second time the output exists, which ends both processes. Then one sweep of
+    the model read from disk."""
     folder, script = tiny_folder("llama"), tmp_path / "several.py"
     script.write_text(SEVERAL)
     metrics = ["greedy_kl", "block_influence", "taylor", "cosine_span"] if launcher == "torchrun" else ["greedy_kl"]
     outs = [tmp_path / f"{metric}.json" for metric in metrics]
     more = [("--windows", 5, "--metric", metric) for metric in metrics]
     commands = [arguments(folder, text, out, *m) for out, m in zip(outs, more, strict=True)]
-    codes = tmp_path / "codes"
-    codes.mkdir()
-    environment = os.environ | {"COMMANDS": json.dumps([*commands, commands[0]]), "CODES": str(codes)}
+    windows, versions = [*random_windows(), *random_windows()], [[["F", 0], ["A", 2]], [["A", 1], ["F", 1]]]
+    given = {"COMMANDS": [*commands, commands[0]], "WINDOWS": [windows, versions]}
+    environment = os.environ | {k: json.dumps(v) for k, v in given.items()}
+    (tmp_path / "found").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], script], cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=200,
+        [sys.executable, "-m", *LAUNCHERS[launcher], script], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=environment | {"PYTHONPATH": str(ROOT), "FOUND": str(tmp_path / "found")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    here = measured_on(torch_model.load(folder), windows, Work(), ["kl", "loss"])(
+        [[*map(tuple, v)] for v in versions], range(6), int
+    )
     for rank in "01":
-        assert json.loads((codes / rank).read_text()) == [0] * len(metrics) + [2]
+        codes, found = json.loads((tmp_path / "found" / rank).read_text())
+        assert codes == [0] * len(metrics) + [2]
+        np.testing.assert_allclose(np.array(found), np.array(here), rtol=1e-4, atol=1e-5)
     assert done.stdout.count("wrote ") == done.stderr.count("scoring ") == len(metrics)
     for out, m in zip(outs, more, strict=True):
         command(folder, text, tmp_path / "one.json", *m, "--force")

@@ -41,14 +41,16 @@ def each_window(
     `tick` is told how many windows are done.
     """
     most = max(1, at_once) if offloaded(model) else 1
-    groups: list[list[int]] = []
-    for w in chosen:
-        if groups and len(groups[-1]) < most and len(windows[groups[-1][0]]) == len(windows[w]):
-            groups[-1].append(w)
-        else:
-            groups.append([w])
-    found = work.each(groups, do, lambda n: tick(sum(map(len, groups[:n]))))
-    return [answer for group in found for answer in group]
+    ready: dict[int, Any] = {}  # answers that came together with an earlier one
+
+    def answer(i: int) -> Any:
+        if i not in ready:
+            mine = range(i, len(chosen), work.world)[:most]  # those that this process will be asked for
+            same = [k for k in mine if len(windows[chosen[k]]) == len(windows[chosen[i]])]
+            ready.update(zip(same, do([chosen[k] for k in same]), strict=True))
+        return ready.pop(i)
+
+    return work.each(range(len(chosen)), answer, tick)
 
 
 def backward_bytes(model: Any, n_tokens: int) -> int:
