@@ -280,3 +280,10 @@ def test_huge_headers_are_read_fast_and_lean(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n_blocks"] == n
     assert seconds < 2 and int(done.stderr) * 1024 < 300e6, (seconds, done.stderr)
+
+
+def test_interrupted_within_a_library_s_exec():
+    code = "from edgeprune.cli._terminal import guarded; guarded(lambda: exec('raise KeyboardInterrupt'))()"
+    code = f"import typer\ntry:\n    {code}\nexcept typer.Exit as e:\n    raise SystemExit(e.exit_code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr

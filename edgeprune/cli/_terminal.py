@@ -126,6 +126,9 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
                 )
             raise _fail(str(e), e.exit_code, e) from None
         except KeyboardInterrupt as e:
+            # An interrupt inside some library's exec("…") makes CPython end itself by the signal, whatever is raised
+            # after it; another exec makes it forget (run_eval_code_obj in Python/pythonrun.c).
+            exec("")
             raise _fail(
                 f"interrupted after {time.monotonic() - started:.0f} s; nothing half-written is left", INTERRUPTED, e
             ) from None
