@@ -12,19 +12,27 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from edgeprune import __version__
-from edgeprune.blocks import describe_removed, kept_sublayers, whole
-from edgeprune.calibration import Windows, windows
+from edgeprune.blocks import describe_removed
+from edgeprune.calibration import Windows
 from edgeprune.comparison import Comparison, Contender, Cut, Damage, damage
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.metrics._halves import Kept
-from edgeprune.metrics._search import STRETCHES
+from edgeprune.metrics._halves import Kept, all_halves, kept
 from edgeprune.metrics._sweep import measured_on
-from edgeprune.score import PACKAGES, Method, _bos, _versions, check_finite, load_metric, removals, search_path
-from edgeprune.torch_model import device, fast_dtype, load, tokenizer
+from edgeprune.score import (
+    BOTH,
+    Method,
+    check_finite,
+    chooses_in,
+    load_metric,
+    package_versions,
+    read_windows,
+    removals,
+    searched,
+)
+from edgeprune.torch_model import device, load, tokenizer
 from edgeprune.types import Blocks, ModelSpec
 from edgeprune.work import Log, Work, join
 
@@ -75,7 +83,7 @@ def compare_folder(
     join()
     dtypes = {metric: chooses_in(metric, contest.precision) for metric in contest.metrics}
     question = {"of": spec.fingerprint, "contest": [*contest], "precision": dtypes, "max_bytes": max_bytes}
-    question |= {"on": device(), "edgeprune": __version__} | _versions(PACKAGES)
+    question |= {"on": device(), "edgeprune": __version__} | package_versions()
     question["texts"] = [[text.text.sha256, text.windows] for text in texts]
     with Log.opened(log, question, say) as memory:
         work = TimedWork(memory, max_bytes)
@@ -96,7 +104,7 @@ def compare_folder(
         found = []
         for text in texts:
             work.progress = functools.partial(progress, f"measuring on {text.text.name}")
-            found.append(measure(model, [kept(whole(spec.n_blocks)), *versions], text.windows, work))
+            found.append(measure(model, [all_halves(spec.n_blocks), *versions], text.windows, work))
     return _record(spec, contest, _precision(model), [chosen[m] for m in dtypes], texts, found)
 
 
@@ -117,16 +125,8 @@ def default_amounts(n_blocks: int) -> tuple[int, ...]:
 
 def read(tok: Any, spec: ModelSpec, calibration: Reading, readings: Sequence[Reading]) -> list[Windows]:
     """Windows of the calibration text and then of each other. Raises UsageError when they share a text."""
-    found: list[Windows] = []
-    for r in (calibration, *readings):
-        found.append(
-            windows(
-                lambda s: tok.encode(s, add_special_tokens=False), r.files, n_windows=r.n_windows, bos_token=_bos(tok),
-                split="evaluation" if found else "calibration", avoid=found[0].text if found else None,
-                context_tokens=min(r.context_tokens, spec.context_length_tokens),
-            )
-        )  # fmt: skip
-    return found
+    first = read_windows(tok, spec, *calibration)
+    return [first, *(read_windows(tok, spec, *r, split="evaluation", avoid=first.text) for r in readings)]
 
 
 class TimedWork(Work):
@@ -155,13 +155,6 @@ class TimedWork(Work):
         return seconds + self._pieces[0] / self.world, cpu_seconds + self._pieces[1]
 
 
-def chooses_in(metric: str, precision: str) -> str | None:
-    """As `score` chooses it: a search in the fastest type, formulas of papers in float32."""
-    if precision != "auto":
-        return precision
-    return fast_dtype() if hasattr(load_metric(metric), "children") else None
-
-
 def choose(model: Any, spec: ModelSpec, text: Windows, contest: Contest, metric: str, work: TimedWork) -> Chosen:
     """What the metric removes at each amount, and how long it took to find out."""
     start = work.clock()
@@ -180,21 +173,19 @@ def path_to(
         return removals(model, spec, text, Method(metric, 2 * spec.n_blocks), work)[0]
     most = amount * block_params(spec)
     removed = functools.partial(params_removed, spec)
-    until = SimpleNamespace(children=lambda version: module.children(version) if removed(version) < most else [])
-    smallest = min(map(removed, module.children(kept(whole(spec.n_blocks)))))
-    measured = measured_on(model, text.windows, work, [module.DAMAGE], STRETCHES)
+    smallest = min(map(removed, module.children(all_halves(spec.n_blocks))))
     method = Method(metric, math.ceil(most / smallest), effort=effort)
-    return search_path(spec, until, measured, len(text.windows), method, work.progress)
+
+    def until_gone(version: Kept) -> list[Kept]:
+        return module.children(version) if removed(version) < most else []
+
+    return searched(model, spec, text, module.DAMAGE, until_gone, method, work)
 
 
 def nearest(path: Iterable[Blocks], spec: ModelSpec, amount: int) -> Blocks:
     """The block list that removes most parameters, but no more than `amount` blocks' worth."""
     sizes = {blocks: params_removed(spec, kept(blocks)) for blocks in path}
     return max((b for b in sizes if sizes[b] <= SLACK * amount * block_params(spec)), key=sizes.__getitem__)
-
-
-def kept(blocks: Blocks) -> Kept:
-    return tuple(kept_sublayers(blocks))
 
 
 def block_params(spec: ModelSpec) -> float:
@@ -210,7 +201,7 @@ def params_removed(spec: ModelSpec, version: Kept) -> int:
 
 def measure(model: Any, versions: Sequence[Kept], text: Sequence[Sequence[int]], work: Work) -> Pairs:
     """KL(whole ‖ version) and loss of every version. Raises InputRejected where logits are not finite."""
-    measured = measured_on(model, text, work, ["kl", "loss"])
+    measured = measured_on(model, text, work, BOTH)
     found = measured(versions, range(len(text)), lambda done: work.progress(done, len(text)))
     pairs: Pairs = {version: [] for version in versions}
     for window, tokens in zip(found, text, strict=True):
@@ -246,13 +237,13 @@ def _record(
                 cpu_seconds=cpu_seconds, cuts=tuple(cuts),
             )
         )  # fmt: skip
-    nothing = kept(whole(spec.n_blocks))
+    nothing = all_halves(spec.n_blocks)
     return Comparison(
         model=spec.name, fingerprint=spec.fingerprint, n_blocks=spec.n_blocks, params=spec.params,
         block_params=block_params(spec), effort=contest.effort, precision=precision, calibration=texts[0].text,
         texts=tuple(t.text for t in texts[1:]), reference=contest.reference, contenders=tuple(contenders),
         whole_perplexity=tuple(damage(pairs[nothing], None).perplexity for pairs in found[1:]),
-        versions={"edgeprune": __version__} | _versions(PACKAGES),
+        versions={"edgeprune": __version__} | package_versions(),
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from edgeprune import catalog
 from edgeprune.bench import physical_cores, runtime_for
 from edgeprune.calibration import windows
+from edgeprune.comparison import stderr
 from edgeprune.divergence import Divergence, compare, nll
 from edgeprune.errors import InputRejected
 from edgeprune.files import sha256_tree
@@ -90,7 +90,6 @@ def evaluate(
 def _quality(name: str, path: Path, runtime: str, text: Any, parts: list[Divergence], compared: bool) -> Quality:
     n = sum(d.tokens for d in parts)
     per_window = [d.kl / d.tokens for d in parts]
-    stderr = statistics.stdev(per_window) / math.sqrt(len(parts)) if len(parts) > 1 else None
     return Quality(
         subject=name,
         sha256=sha256_tree(path),
@@ -100,6 +99,6 @@ def _quality(name: str, path: Path, runtime: str, text: Any, parts: list[Diverge
         perplexity=math.exp(sum(d.nll for d in parts) / n),
         perplexity_whole=math.exp(sum(d.nll_whole for d in parts) / n) if compared else None,
         kl=sum(d.kl for d in parts) / n if compared else None,
-        kl_stderr=stderr if compared else None,
+        kl_stderr=stderr(per_window) if compared else None,
         top1_agreement=sum(d.agree for d in parts) / n if compared else None,
     )

@@ -12,20 +12,20 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from edgeprune import __version__, catalog
-from edgeprune.blocks import from_sublayers, kept_sublayers, whole, without_block
-from edgeprune.calibration import Windows, windows
+from edgeprune.blocks import from_sublayers, whole, without_block
+from edgeprune.calibration import Split, Windows, windows
 from edgeprune.errors import InputRejected, UsageError
+from edgeprune.metrics._halves import Kept, all_halves, kept
 from edgeprune.metrics._search import STRETCHES, search
-from edgeprune.metrics._sweep import Kept, Measured, measured_on
+from edgeprune.metrics._sweep import Measured, measured_on
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import device, fast_dtype, load, tokenizer
-from edgeprune.types import Blocks, ModelSpec, PathStep, Scores
+from edgeprune.types import Blocks, ModelSpec, PathStep, Scores, Text
 from edgeprune.work import Log, Work, join
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Ends = tuple[int, int]  # blocks at the start and at the end
 BOTH = ("kl", "loss")
-PACKAGES = ("torch", "transformers")
 QUICK_IN_LLAMACPP = ("block_influence", "perplexity")
 
 
@@ -49,14 +49,8 @@ def score(
     work = work or Work()
     check_finite(model, spec)
     lists, damage = removals(model, spec, text, method, work)
-    return record(
-        spec,
-        text,
-        method,
-        damage,
-        measure_path(measured_on(model, text.windows, work, BOTH), lists, text.windows, work),
-        seed,
-    )
+    measured = measured_on(model, text.windows, work, BOTH)
+    return record(spec, text, method, damage, measure_path(measured, lists, text.windows, work), seed)
 
 
 def score_folder(
@@ -71,17 +65,13 @@ def score_folder(
     together, in each process; unless told what is free. A larger model is read from disk. log: a file that remembers, so
     that the same call goes on where it was killed; to be removed once the scores are safe.
     """
-    module = load_metric(method.metric, method.protect)
-    tok = tokenizer(folder)
-    text = windows(
-        lambda s: tok.encode(s, add_special_tokens=False), files, split="calibration", n_windows=n_windows,
-        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
-    )  # fmt: skip
+    load_metric(method.metric, method.protect)
+    text = read_windows(tokenizer(folder), spec, files, n_windows, context_tokens)
     join()
-    dtype = precision if precision != "auto" else fast_dtype() if hasattr(module, "children") else None
+    dtype = chooses_in(method.metric, precision)
     question = {"of": spec.fingerprint, "method": [*method], "text": text.text.sha256, "windows": text.windows}
     question |= {"precision": dtype, "on": device(), "edgeprune": __version__}
-    question |= _versions(PACKAGES)
+    question |= package_versions()
     with Log.opened(log, question, say) as memory:
         work = Work(memory, max_bytes)
         work.progress = functools.partial(progress, f"rating by {method.metric}")
@@ -93,13 +83,8 @@ def score_folder(
             gc.collect()  # its memory is needed for the next
             model = load(folder, max_bytes=work.max_bytes)
         work.progress = functools.partial(progress, "measuring the path")
-        return record(
-            spec,
-            text,
-            method,
-            damage,
-            measure_path(measured_on(model, text.windows, work, BOTH), lists, text.windows, work),
-        )
+        measured = measured_on(model, text.windows, work, BOTH)
+        return record(spec, text, method, damage, measure_path(measured, lists, text.windows, work))
 
 
 def removals(
@@ -108,8 +93,7 @@ def removals(
     """Block lists after 0, 1, 2, … removals, and one damage per block where the metric rates blocks."""
     module = load_metric(method.metric, method.protect)
     if hasattr(module, "children"):
-        measured = measured_on(model, text.windows, work, [module.DAMAGE], STRETCHES)
-        return search_path(spec, module, measured, len(text.windows), method, work.progress), None
+        return searched(model, spec, text, module.DAMAGE, module.children, method, work), None
     if hasattr(module, "path"):
         return module.path(model, text.windows, method.max_steps, work), None
     damage = module.rate(model, text.windows, work)
@@ -121,8 +105,17 @@ def removals(
     return one_shot_path(damage, method.max_steps, method.protect), damage
 
 
+def searched(
+    model: Any, spec: ModelSpec, text: Windows, damage: str, children: Callable[[Kept], list[Kept]], method: Method,
+    work: Work,
+) -> list[Blocks]:  # fmt: skip
+    """What a search over these children finds in torch."""
+    measured = measured_on(model, text.windows, work, [damage], STRETCHES)
+    return search_path(spec, children, measured, len(text.windows), method, work.progress)
+
+
 def search_path(
-    spec: ModelSpec, module: ModuleType, measured: Measured, n_windows: int, method: Method,
+    spec: ModelSpec, children: Callable[[Kept], list[Kept]], measured: Measured, n_windows: int, method: Method,
     progress: Callable[[int, int], None],
 ) -> list[Blocks]:  # fmt: skip
     """What a searching metric finds, by the damage that `measured` tells. Needs no torch."""
@@ -130,11 +123,11 @@ def search_path(
     def measure(versions: Sequence[Kept], chosen: Sequence[int], done: Callable[[int], None]) -> list[Any]:
         return [window[0] for window in measured(versions, chosen, done)]
 
-    kept = search(
-        tuple(kept_sublayers(whole(spec.n_blocks))), module.children, measure, n_windows, method.max_steps,
-        method.effort, lambda part: progress(round(1000 * part), 1000),
+    versions = search(
+        all_halves(spec.n_blocks), children, measure, n_windows, method.max_steps, method.effort,
+        lambda part: progress(round(1000 * part), 1000),
     )  # fmt: skip
-    return [from_sublayers(list(halves)) for halves in kept]
+    return [from_sublayers(list(halves)) for halves in versions]
 
 
 def record(
@@ -155,12 +148,13 @@ def record(
         path=path,
         text=text.text,
         seed=seed,
-        versions={"edgeprune": __version__} | (versions or _versions(PACKAGES)),
+        versions={"edgeprune": __version__} | (versions or package_versions()),
     )
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    return {p: version(p) for p in packages}
+def package_versions() -> dict[str, str]:
+    """Of what runs the model in torch."""
+    return {p: version(p) for p in ("torch", "transformers")}
 
 
 def default_steps(n_blocks: int) -> int:
@@ -235,7 +229,7 @@ def measure_path(
     measured: Measured, lists: Sequence[Blocks], windows: Sequence[Sequence[int]], work: Work
 ) -> tuple[PathStep, ...]:
     """KL(whole ‖ pruned) and perplexity of every block list, the whole model's first; `measured` tells both damages."""
-    versions = [tuple(kept_sublayers(blocks)) for blocks in lists]
+    versions = [kept(blocks) for blocks in lists]
     found = measured(versions, range(len(windows)), lambda done: work.progress(done, len(windows)))
     n_tokens = sum(len(w) - 1 for w in windows)
     steps = []
@@ -243,6 +237,25 @@ def measure_path(
         kl, loss = (math.fsum(window[kind][v][0] for window in found) / n_tokens for kind in (0, 1))
         steps.append(PathStep(blocks=blocks, kl=float(f"{kl:.6g}"), perplexity=float(f"{math.exp(loss):.6g}")))
     return tuple(steps)
+
+
+def chooses_in(metric: str, precision: str) -> str | None:
+    """The type of the weights while removals are chosen: for "auto" the fastest in a search, and for the formulas of
+    papers the one that damage is measured in (None)."""
+    if precision != "auto":
+        return precision
+    return fast_dtype() if hasattr(load_metric(metric), "children") else None
+
+
+def read_windows(
+    tok: Any, spec: ModelSpec, files: Sequence[Path], n_windows: int, context_tokens: int,
+    split: Split = "calibration", avoid: Text | None = None,
+) -> Windows:  # fmt: skip
+    """Windows of a text as a transformers tokenizer reads it, no longer than the model's context."""
+    return windows(
+        lambda s: tok.encode(s, add_special_tokens=False), files, split=split, n_windows=n_windows, avoid=avoid,
+        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
+    )  # fmt: skip
 
 
 def _bos(tok: Any) -> int | None:

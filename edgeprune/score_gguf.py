@@ -19,10 +19,11 @@ import numpy as np
 from edgeprune import _gguf_arch as archs
 from edgeprune._model_gguf import block_of
 from edgeprune.bench import physical_cores
-from edgeprune.blocks import kept_sublayers, whole, without_block
 from edgeprune.calibration import windows as text_windows
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._search import STRETCHES
+from edgeprune.metrics._sweep import Measured
+from edgeprune.metrics.perplexity import by_removal
 from edgeprune.runtimes import llamacpp
 from edgeprune.runtimes._llama_streams import LlamaStreams, open_streams
 from edgeprune.score import BOTH, Method, load_metric, measure_path, one_shot_path, record, search_path
@@ -63,7 +64,7 @@ def score_gguf(
                 lists = one_shot_path(damage, method.max_steps, method.protect)
             else:
                 measured = measured_on(model, text.windows, work, [module.DAMAGE], STRETCHES)
-                lists = search_path(spec, module, measured, len(text.windows), method, work.progress)
+                lists = search_path(spec, module.children, measured, len(text.windows), method, work.progress)
                 damage = None
             work.progress = functools.partial(progress, "measuring the path")
             steps = measure_path(measured_on(model, text.windows, work, BOTH), lists, text.windows, work)
@@ -107,17 +108,12 @@ def block_influence(model: LlamaStreams, windows: Sequence[Sequence[int]], work:
 
 def perplexity(model: LlamaStreams, windows: Sequence[Sequence[int]], work: Work) -> list[float]:
     """The perplexity without each block: Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834, section 3.1."""
-    n = model.n_blocks
-    without = [tuple(kept_sublayers(without_block(whole(n), i))) for i in range(n)]
-    measured = measured_on(model, windows, work, ["loss"])
-    found = measured(without, range(len(windows)), lambda done: work.progress(done, len(windows)))
-    loss = [math.fsum(window[0][i][0] for window in found) for i in range(n)]
-    if math.inf in loss:
+    found = by_removal(measured_on(model, windows, work, ["loss"]), model.n_blocks, windows, work)
+    if math.inf in found:
         raise InputRejected(
-            f"without block {loss.index(math.inf)} the model's output is not finite: its weights are not, or overflow"
+            f"without block {found.index(math.inf)} the model's output is not finite: its weights are not, or overflow"
         )
-    n_tokens = sum(len(w) - 1 for w in windows)
-    return [math.exp(x / n_tokens) for x in loss]
+    return found
 
 
 RATES = {"block_influence": block_influence, "perplexity": perplexity}
@@ -125,7 +121,7 @@ RATES = {"block_influence": block_influence, "perplexity": perplexity}
 
 def measured_on(
     model: LlamaStreams, windows: Sequence[Sequence[int]], work: Work, kinds: Sequence[str], n_segments: int = 1
-) -> Callable[[Sequence[Any], Sequence[int], Callable[[int], None]], list[Any]]:
+) -> Measured:
     """`edgeprune.metrics._sweep.measured_on` on llama.cpp."""
 
     def measure(versions: Sequence[Any], chosen: Sequence[int], tick: Callable[[int], None]) -> list[Any]:

@@ -12,9 +12,9 @@ FIRST, LATER = 0.3, 0.1  # of a search's candidates that are measured on its fir
 
 def estimate(folder: Path, spec: Any, contest: Any, calibration: Any, readings: list[Any]) -> str:
     """One sentence. Counts forward passes of one window; the machine's other work is not foreseen."""
-    from edgeprune.blocks import whole
-    from edgeprune.compare import block_params, chooses_in, kept, params_removed
-    from edgeprune.score import load_metric
+    from edgeprune.compare import block_params, params_removed
+    from edgeprune.metrics._halves import all_halves
+    from edgeprune.score import chooses_in, load_metric
     from edgeprune.work import ranks
 
     precisions = {contest.measure_precision, *(chooses_in(metric, contest.precision) for metric in contest.metrics)}
@@ -23,7 +23,7 @@ def estimate(folder: Path, spec: Any, contest: Any, calibration: Any, readings: 
     for metric in contest.metrics:
         module, seconds = load_metric(metric), forward[chooses_in(metric, contest.precision)] * calibration.n_windows
         if hasattr(module, "children"):
-            first = module.children(kept(whole(spec.n_blocks)))
+            first = module.children(all_halves(spec.n_blocks))
             gone = sum(params_removed(spec, child) for child in first) / len(first)
             steps = max(contest.amounts) * block_params(spec) / gone
             choose += seconds * steps * len(first) * TAIL * (FIRST / calibration.n_windows + LATER)

@@ -77,8 +77,8 @@ def run(
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
     source = models.resolve(model or models.BUILTIN)
     options = running.Options(
-        metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
-        max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
+        metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows,
+        context=window, max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
     )  # fmt: skip
     note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")
     with progress() as tick:

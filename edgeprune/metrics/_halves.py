@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import families
+from edgeprune.blocks import kept_sublayers, whole
 from edgeprune.metrics._weights import at_hand
+from edgeprune.types import Blocks
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,11 @@ ROWS = {"cpu": 512, "cuda": 1 << 15}  # tokens in one call: enough to fill the d
 
 
 def all_halves(n_blocks: int) -> Kept:
-    return tuple((kind, i) for i in range(n_blocks) for kind in "AF")
+    return kept(whole(n_blocks))
+
+
+def kept(blocks: Blocks) -> Kept:
+    return tuple(kept_sublayers(blocks))
 
 
 def run_device(model: Any) -> torch.device:

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 def search(
     whole: Kept, children: Callable[[Kept], list[Kept]], measure: Measure, n_windows: int, max_steps: int,
-    width: int = 1, tick: Callable[[float], None] = lambda _: None, slack: float = SLACK,
+    width: int = 1, tick: Callable[[float], None] = lambda _: None,
 ) -> list[Kept]:  # fmt: skip
     """Versions after 0, 1, 2, … removals, each contained in the one before; fewer than `max_steps` when no child is left.
 
@@ -54,7 +54,7 @@ def search(
         if not born:
             break
         told = lambda part, step=step: tick((step + part) / max_steps)  # noqa: E731
-        best, excess = race(_promising(born, added, slack), measure, n_windows, width, told, levels[0][0].damage)
+        best, excess = race(_promising(born, added), measure, n_windows, width, told, levels[0][0].damage)
         added |= {
             _cut(entry, child): best[0].damage + excess[child] - entry.damage
             for entry, child in born
@@ -120,7 +120,7 @@ def _cut(parent: Entry, child: Kept) -> frozenset[Half]:
     return frozenset(parent.version).difference(child)
 
 
-def _promising(born: list[tuple[Entry, Kept]], added: dict[frozenset[Half], float], slack: float) -> list[Kept]:
+def _promising(born: list[tuple[Entry, Kept]], added: dict[frozenset[Half], float]) -> list[Kept]:
     """Without those foretold to do much worse than the best; a third of them, `AT_LEAST` and all unknown ones stay."""
     foretold: dict[Kept, float] = {}
     for entry, child in born:
@@ -131,7 +131,7 @@ def _promising(born: list[tuple[Entry, Kept]], added: dict[frozenset[Half], floa
     if not ranked:
         return list(foretold)
     least = max(0.0, ranked[0][0] - min(entry.damage for entry, _ in born))
-    bar = max(ranked[0][0] + (slack - 1) * least, ranked[min(len(ranked), max(AT_LEAST, len(ranked) // 3)) - 1][0])
+    bar = max(ranked[0][0] + (SLACK - 1) * least, ranked[min(len(ranked), max(AT_LEAST, len(ranked) // 3)) - 1][0])
     return [child for child, damage in foretold.items() if damage <= bar]
 
 
