@@ -41,7 +41,7 @@ Pairs = dict[Kept, list[tuple[float, float]]]  # version -> (KL, loss) of each w
 
 
 class Contest(NamedTuple):
-    """amounts: blocks' worth of parameters to remove. effort: width of the searches' beam."""
+    """amounts: blocks' worth of parameters to remove. effort: of our searches."""
 
     metrics: tuple[str, ...]
     amounts: tuple[int, ...]
@@ -179,7 +179,7 @@ def path_to(
     def until_gone(version: Kept) -> list[Kept]:
         return module.children(version) if removed(version) < most else []
 
-    return searched(model, spec, text, module.DAMAGE, until_gone, method, work)
+    return searched(model, spec, text, until_gone, method, work)
 
 
 def nearest(path: Iterable[Blocks], spec: ModelSpec, amount: int) -> Blocks:

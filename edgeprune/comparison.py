@@ -58,7 +58,7 @@ class Comparison(Record):
     n_blocks: int
     params: int
     block_params: float  # mean over the blocks: "a block's worth"
-    effort: int  # width of the searches' beam
+    effort: int  # of our searches
     precision: str  # of the weights while cuts are measured
     calibration: Text
     texts: tuple[Text, ...]

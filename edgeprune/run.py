@@ -38,7 +38,7 @@ DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4-mixed")
 
 
 class Options(NamedTuple):
-    metric: str = "greedy_kl"
+    metric: str = "kl_search"
     effort: int = 1
     calibration: tuple[Path, ...] = ()
     texts: tuple[Path, ...] = ()

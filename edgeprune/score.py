@@ -16,7 +16,8 @@ from edgeprune.blocks import from_sublayers, whole, without_block
 from edgeprune.calibration import Split, Windows, windows
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._halves import Kept, all_halves, kept
-from edgeprune.metrics._search import STRETCHES, search
+from edgeprune.metrics._race import STRETCHES
+from edgeprune.metrics._search import search
 from edgeprune.metrics._sweep import Measured, measured_on
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import device, fast_dtype, load, tokenizer
@@ -30,7 +31,8 @@ QUICK_IN_LLAMACPP = ("block_influence", "perplexity")
 
 
 class Method(NamedTuple):
-    """How removals are chosen. `protect`: never removed, by metrics that rate blocks. `effort`: width of a search's beam."""
+    """How removals are chosen. `protect`: never removed, by metrics that rate blocks. `effort`: of our searches, see
+    `metrics._search.search`; a published one stays as it was published."""
 
     metric: str
     max_steps: int
@@ -93,7 +95,7 @@ def removals(
     """Block lists after 0, 1, 2, … removals, and one damage per block where the metric rates blocks."""
     module = load_metric(method.metric, method.protect)
     if hasattr(module, "children"):
-        return searched(model, spec, text, module.DAMAGE, module.children, method, work), None
+        return searched(model, spec, text, module.children, method, work), None
     if hasattr(module, "path"):
         return module.path(model, text.windows, method.max_steps, work), None
     damage = module.rate(model, text.windows, work)
@@ -106,11 +108,10 @@ def removals(
 
 
 def searched(
-    model: Any, spec: ModelSpec, text: Windows, damage: str, children: Callable[[Kept], list[Kept]], method: Method,
-    work: Work,
-) -> list[Blocks]:  # fmt: skip
-    """What a search over these children finds in torch."""
-    measured = measured_on(model, text.windows, work, [damage], STRETCHES)
+    model: Any, spec: ModelSpec, text: Windows, children: Callable[[Kept], list[Kept]], method: Method, work: Work
+) -> list[Blocks]:
+    """What the metric's search finds in torch, over these children."""
+    measured = measured_on(model, text.windows, work, [load_metric(method.metric).DAMAGE], STRETCHES)
     return search_path(spec, children, measured, len(text.windows), method, work.progress)
 
 
@@ -124,7 +125,8 @@ def search_path(
         return [window[0] for window in measured(versions, chosen, done)]
 
     versions = search(
-        all_halves(spec.n_blocks), children, measure, n_windows, method.max_steps, method.effort,
+        all_halves(spec.n_blocks), children, measure, n_windows, method.max_steps,
+        getattr(load_metric(method.metric), "parents", None), method.effort,
         lambda part: progress(round(1000 * part), 1000),
     )  # fmt: skip
     return [from_sublayers(list(halves)) for halves in versions]
@@ -137,7 +139,7 @@ def record(
     module = load_metric(method.metric)
     first, last = method.protect
     notes = [f"first {first} and last {last} blocks kept"] if first or last else []
-    notes += [f"beam of {method.effort}"] if method.effort > 1 and hasattr(module, "children") else []
+    notes += [f"effort {method.effort}"] if hasattr(module, "parents") and method.effort != 1 else []
     return Scores(
         model=spec.name,
         fingerprint=spec.fingerprint,
@@ -178,7 +180,7 @@ def of_granularity(metric: str, granularity: str) -> str:
     name = metric if granularity == "portable" else f"{metric}_{granularity}"
     if granularity != "portable" and name not in catalog.names("edgeprune.metrics"):
         raise UsageError(
-            f"--granularity {granularity} of {metric} is not known; greedy_kl has portable, aligned and sublayer"
+            f"--granularity {granularity} of {metric} is not known; kl_search has portable, aligned and sublayer"
         )
     return name
 

@@ -21,7 +21,7 @@ from edgeprune._model_gguf import block_of
 from edgeprune.bench import physical_cores
 from edgeprune.calibration import windows as text_windows
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.metrics._search import STRETCHES
+from edgeprune.metrics._race import STRETCHES
 from edgeprune.metrics._sweep import Measured
 from edgeprune.metrics.perplexity import by_removal
 from edgeprune.runtimes import llamacpp

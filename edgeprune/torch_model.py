@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -39,10 +40,11 @@ def fast_dtype() -> str | None:
 def load(folder: Path, on: str | None = None, dtype: str | None = None, max_bytes: int | None = None) -> Any:
     """The causal LM of a transformers folder, in eval mode, in `dtype`: else float32 on a CPU, its stored type on CUDA.
 
-    max_bytes: what weights and activations may take on a device, `free_bytes()` unless told. Weights that would take
-    more than three quarters of it are spread over the GPUs there are and, beyond those, stay where they are on disk,
-    to be read when they are called: then all memory goes to activations, for a disk read once for many of them is read
-    least. Raises OutOfResources where even that fails.
+    max_bytes: what weights and activations may take on a device, `free_bytes()` unless told. Where weights would take
+    more than three quarters of it, they are spread over the GPUs there are, and beyond those over the CPU's memory and
+    the disk; with no GPU all stay on disk. What is not on its device is brought when it is called, so that the rest of
+    the memory goes to activations: the more of them, the fewer times all weights are read.
+    Raises OutOfResources where even that fails.
     """
     if dtype not in (None, *TYPES):
         raise UsageError(f"no weights of type {dtype!r} here; name one of {', '.join(TYPES)}")
@@ -53,23 +55,45 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
     checkpoint = open_checkpoint(folder)
     on = on or device()
     dtype = dtype or ("float32" if on == "cpu" else "auto")
-    limit = max_bytes or free_bytes(on)
-    fits = _weight_bytes(checkpoint, dtype) <= WEIGHTS_SHARE * limit
-    places = {} if fits else {"device_map": "auto", "max_memory": _places(on, limit)}
-    if not fits:
+    n_bytes, limit = _weight_bytes(checkpoint, dtype), max_bytes or free_bytes(on)
+    if on == "cpu" and n_bytes > limit / 4:
         _give_back_freed_memory()
+    from_pretrained = functools.partial(
+        AutoModelForCausalLM.from_pretrained, folder, dtype=dtype, trust_remote_code=False, local_files_only=True
+    )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, local_files_only=True, **places
-        )
-        model.eval().requires_grad_(False)
-        return model.to(on) if fits else model
+        if n_bytes <= WEIGHTS_SHARE * limit:
+            model = from_pretrained().to(on)
+        elif on == "cpu":
+            model = _on_disk(checkpoint, dtype)
+        else:
+            places = {i: int(WEIGHTS_SHARE * limit) for i in _gpus()} | {"cpu": int(WEIGHTS_SHARE * free_bytes("cpu"))}
+            model = from_pretrained(device_map="auto", max_memory=places)
+        return model.eval().requires_grad_(False)
     except (MemoryError, torch.cuda.OutOfMemoryError) as e:
         raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
     except RuntimeError as e:
         if "memory" in str(e).lower():
             raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
         raise
+
+
+def _on_disk(checkpoint: Checkpoint, dtype: str) -> Any:
+    """The model with all weights left in its safetensors files: accelerate reads each module's when it is called."""
+    import accelerate
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    model.tie_weights()
+    stored = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in checkpoint.tensors}
+    index = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        entry = checkpoint.tensors[stored[id(p)]]  # of a tied weight the one that is there
+        index[name] = {"safetensors_file": str(entry.file), "weight_name": stored[id(p)], "dtype": dtype}
+    return accelerate.dispatch_model(model, {"": "disk"}, offload_index=index)
 
 
 def free_bytes(on: str | None = None) -> int:
@@ -95,15 +119,9 @@ def _gpus() -> list[int]:
     return list(range(torch.cuda.device_count())) if alone else [int(os.environ["LOCAL_RANK"])]
 
 
-def _places(on: str, limit: int) -> dict[int | str, int]:
-    """Bytes of weights per device, for accelerate, which fills them in this order and leaves the rest on disk."""
-    if on == "cpu":
-        return {"cpu": 0}
-    return {i: int(WEIGHTS_SHARE * limit) for i in _gpus()} | {"cpu": int(WEIGHTS_SHARE * free_bytes("cpu"))}
-
-
 def _give_back_freed_memory() -> None:
-    """glibc keeps freed blocks of up to 32 MB to itself, in pieces that the next tensor may not fit in. Now of 1 MB."""
+    """glibc keeps freed blocks of up to 32 MB to itself, in pieces that the next tensor may not fit in; here of up to 1 MB.
+    New memory costs time, a part that shrinks as models grow, so this is for where memory is short."""
     import ctypes
 
     m_mmap_threshold = -3  # mallopt(3)

@@ -50,7 +50,7 @@ def folder(tiny_folder):
 
 @pytest.fixture(scope="module")
 def found(folder, texts):
-    return run(folder, texts, ("block_influence", "sublayer_cosine", "greedy_kl"))
+    return run(folder, texts, ("block_influence", "sublayer_cosine", "kl_search"))
 
 
 def per_window(folder, blocks, file):
@@ -168,7 +168,7 @@ def test_a_longer_search_begins_like_a_shorter_one(folder):
 @pytest.mark.slow
 def test_seams_off_is_a_search_over_whole_blocks(folder):
     m, text = torch_model.load(folder), own_windows(torch_model.load(folder))
-    path = compare.path_to(m, model.inspect(folder), text, "greedy_kl_aligned", 2, 1, compare.TimedWork())
+    path = compare.path_to(m, model.inspect(folder), text, "kl_search_aligned", 2, 1, compare.TimedWork())
     for before, after in zip(path, path[1:], strict=False):
         tried = [[b for b in before if b != gone] for gone in before]
         versions = [compare.kept(blocks) for blocks in tried]
@@ -217,7 +217,7 @@ def test_what_was_killed_goes_on_to_the_same_result(found, folder, texts, tmp_pa
         return progress
 
     with pytest.raises(KeyboardInterrupt):
-        run(folder, texts, metrics, log=log, progress=kill("choosing by greedy_kl", 500))
+        run(folder, texts, metrics, log=log, progress=kill("choosing by kl_search", 500))
     answers = [json.loads(line) for line in log.read_text().splitlines()[1:]]
     seconds = [a[0] for a in answers if isinstance(a, list) and len(a) == 2]  # of the two metrics that came before
     with pytest.raises(KeyboardInterrupt):
@@ -283,4 +283,4 @@ def test_a_winner_is_named_only_where_the_interval_leaves_zero_out(found):
 
     far, near, noisy = [2.0, 2.1, 2.2, 2.1], [1.0, 1.1, 1.2, 1.0], [2.2, 1.1, 0.3, 1.4]
     assert told(far, near, far).startswith("wins: sublayer_cosine; block_influence, the next, does 1.0250 ")
-    assert told(far, noisy, near).startswith("no winner: greedy_kl does least damage, sublayer_cosine 0.1750 ")
+    assert told(far, noisy, near).startswith("no winner: kl_search does least damage, sublayer_cosine 0.1750 ")

@@ -118,7 +118,7 @@ def test_a_path_of_each_metric(tiny_folder, tmp_path):
     text.write_text("the lazy dog and then the other quick one jumps over a brown fox " * 9)
     ids = torch_model.tokenizer(folder).encode(text.read_text(), add_special_tokens=False)
     windows = [ids[i : i + 24] for i in (0, len(ids) // 24 // 2 * 24)]
-    assert {"block_influence", "perplexity", "greedy_kl", "sleb", "block_pruner"} <= set(score_gguf.metrics())
+    assert {"block_influence", "perplexity", "kl_search", "sleb", "block_pruner"} <= set(score_gguf.metrics())
     for metric in score_gguf.metrics():
         found = score_gguf.score_gguf(
             path, spec, Method(metric, 1), files=[text], n_windows=2, context_tokens=24, n_threads=1
@@ -128,7 +128,7 @@ def test_a_path_of_each_metric(tiny_folder, tmp_path):
             for kind, value in (("kl", step.kl), ("loss", math.log(step.perplexity))):
                 tokens = [damage_of(p, q, w, kind) for p, q, w in zip(*logits, windows, strict=True)]
                 assert value == pytest.approx(np.mean(tokens), abs=1e-5), metric
-        if metric in ("block_influence", "greedy_kl"):
+        if metric in ("block_influence", "kl_search"):
             assert to_text(found.path[1].blocks) == "0-1 3-4" and found.path[1].kl < 1e-6
     assert found.fingerprint == spec.fingerprint and "llama.cpp" in found.versions["llamacpp"]
     assert (found.text.tokens, found.text.stride_tokens) == (48, 24)
@@ -236,7 +236,7 @@ def test_torch_is_never_imported(tiny_folder, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom edgeprune import model, score_gguf\nfrom edgeprune.score import Method\n"
         "path, options = Path(sys.argv[1]), dict(n_windows=1, context_tokens=16, n_threads=1)\n"
-        "for metric in ('block_influence', 'perplexity', 'greedy_kl'):\n"
+        "for metric in ('block_influence', 'perplexity', 'kl_search'):\n"
         "    score_gguf.score_gguf(path, model.inspect(path), Method(metric, 1), **options)\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])\n"
     )

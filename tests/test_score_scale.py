@@ -97,7 +97,7 @@ def test_windows_run_together_are_remembered_one_by_one(tiny_folder, tmp_path, m
         assert measure(log, 3) == whole and ran[3:] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("metric", ["greedy_kl", "block_influence", "taylor"])
+@pytest.mark.parametrize("metric", ["kl_search", "block_influence", "taylor"])
 def test_what_cannot_fit_is_said_in_one_line(metric, tiny_folder):
     folder = tiny_folder("llama")
     m, spec, method = torch_model.load(folder, max_bytes=NOTHING), model.inspect(folder), score.Method(metric, 1)
@@ -171,7 +171,7 @@ def arguments(folder, text, out, *more):
     return [str(a) for a in (*of, *more)]
 
 
-@pytest.mark.parametrize("metric", ["greedy_kl", "block_influence", "taylor"])
+@pytest.mark.parametrize("metric", ["kl_search", "block_influence", "taylor"])
 def test_what_was_stopped_goes_on_to_the_same_bytes(metric, tiny_folder, text, tmp_path, monkeypatch):
     """Stopped at a third and at two thirds of its pieces; a log of another question is no help."""
     folder, more = tiny_folder("llama"), ("--windows", 6, "--metric", metric)
@@ -205,7 +205,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(metric, tiny_folder, text, t
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(tiny_folder, text, tmp_path):
-    folder, more = tiny_folder("llama"), ("--windows", 300, "--metric", "block_influence")
+    folder, more = tiny_folder("llama"), ("--windows", 120, "--metric", "block_influence")
     command(folder, text, tmp_path / "whole.json", *more)
     log, args = tmp_path / ".s.json.progress", arguments(folder, text, tmp_path / "s.json", *more)
     process = subprocess.Popen([sys.executable, "-m", "edgeprune.cli", *args], cwd=ROOT, stderr=subprocess.PIPE)
@@ -214,7 +214,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(tiny_folder, text, tmp_path)
     process.kill()
     assert process.communicate()[1].count(b"\n") == 1  # what will be done; no progress where there is no terminal
     n = log.read_bytes().count(b"\n") - 1
-    assert 20 <= n + 1 < 600 and not (tmp_path / "s.json").exists()
+    assert 20 <= n + 1 < 240 and not (tmp_path / "s.json").exists()
     assert f"{n} pieces" in command(folder, text, tmp_path / "s.json", *more)
     assert (tmp_path / "s.json").read_bytes() == (tmp_path / "whole.json").read_bytes() and not log.exists()
 
@@ -261,7 +261,7 @@ def test_two_processes_give_the_bytes_of_one(launcher, tiny_folder, text, tmp_pa
     the model read from disk."""
     folder, script = tiny_folder("llama"), tmp_path / "several.py"
     script.write_text(SEVERAL)
-    metrics = ["greedy_kl", "block_influence", "taylor", "cosine_span"] if launcher == "torchrun" else ["greedy_kl"]
+    metrics = ["kl_search", "block_influence", "taylor", "cosine_span"] if launcher == "torchrun" else ["kl_search"]
     outs = [tmp_path / f"{metric}.json" for metric in metrics]
     more = [("--windows", 5, "--metric", metric) for metric in metrics]
     commands = [arguments(folder, text, out, *m) for out, m in zip(outs, more, strict=True)]
@@ -300,13 +300,14 @@ from edgeprune.types import Text
 def resident(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-text = Windows([[(7 * i + w) % 300 for i in range(48)] for w in range(2)], Text.model_validate_json(sys.argv[3]))
-before = resident("VmRSS")
-for metric in ("block_influence", "greedy_kl"):
-    m = torch_model.load(folder, max_bytes=limit)
-    work = score.Work(None, limit)
-    print(score.score(m, model.inspect(folder), text, score.Method(metric, 1), work).path[1].kl)
+text = Windows([[(7 * i + w) % 300 for i in range(48)] for w in range(2)], Text.model_validate_json(sys.argv[1]))
+limit = int(sys.argv[2])
+for folder in map(Path, sys.argv[3:]):  # a small model first, which brings in all code
+    before = resident("VmRSS")
+    for metric in ("block_influence", "kl_search"):
+        m = torch_model.load(folder, max_bytes=limit)
+        work = score.Work(None, limit)
+        print(score.score(m, model.inspect(folder), text, score.Method(metric, 1), work).path[1].kl)
 print(resident("VmHWM") - before)
 """
 
@@ -321,10 +322,10 @@ def test_memory_stays_under_its_limit(tiny_folder, tmp_path):
     folder, limit = tiny_folder("llama", hidden_size=1024, intermediate_size=4096, n_blocks=6, head_dim=64), 120 * 10**6
     assert (folder / "model.safetensors").stat().st_size > 2.5 * limit
     about = Text(name="t", sha256="0", tokens=96, context_tokens=48, stride_tokens=48)
-    args = [sys.executable, "-c", PEAK, str(folder), str(limit), about.model_dump_json()]
-    *kls, peak = map(float, subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+    args = [sys.executable, "-c", PEAK, about.model_dump_json(), str(limit), str(tiny_folder("llama")), str(folder)]
+    *_, one, other, peak = map(float, subprocess.run(args, cwd=ROOT, capture_output=True, check=True).stdout.split())
     assert peak < limit
     text = Windows([[(7 * i + w) % 300 for i in range(48)] for w in range(2)], about)
     m, spec = torch_model.load(folder), model.inspect(folder)
-    for metric, kl in zip(("block_influence", "greedy_kl"), kls, strict=True):
+    for metric, kl in (("block_influence", one), ("kl_search", other)):
         assert score.score(m, spec, text, score.Method(metric, 1)).path[1].kl == pytest.approx(kl, rel=1e-4)

@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct, float32")
     parser.add_argument("--metrics", help="some, with commas; default: all")
-    parser.add_argument("--ours", default="greedy_kl", help="the metric others are compared with")
+    parser.add_argument("--ours", default="kl_search", help="the metric others are compared with")
     parser.add_argument("--remove", default="3,6,9", help="blocks' worth of parameters")
     parser.add_argument(
         "--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the default texts"

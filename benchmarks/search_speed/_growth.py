@@ -35,7 +35,7 @@ def _times(metric: str, depth: int, width: int, tokens: int) -> dict[str, float]
 
     m, spec, text = _tiny.model(depth, width), _tiny.spec(depth), _tiny.text(WINDOWS, tokens)
     _forward(m, text.windows)  # warm
-    path, ours = _plain.searched(m, spec, text, score.Method(metric, STEPS))
+    path, ours = _plain.searched(m, spec, text, score.Method(metric, STEPS, effort=0))
     plain = [_plain.step(m, text.windows, metric, *pair, 6)["cpu_s"] for pair in zip(path, path[1:], strict=False)]
     rate = load("edgeprune.metrics", "block_influence").rate
     return {

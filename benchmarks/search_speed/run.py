@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--text", type=Path, nargs="*", default=[], help="calibration texts; default: the installed ones"
     )
-    parser.add_argument("--metric", default="greedy_kl", help="a metric that searches")
+    parser.add_argument("--metric", default="kl_search", help="a metric that searches")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
@@ -87,7 +87,9 @@ def on_the_model(args: argparse.Namespace) -> dict[str, Any]:
         context_tokens=args.context,
     )  # fmt: skip
     say(f"searching: {args.steps} steps on {len(text.windows)} windows of {args.context} tokens")
-    path, ours = _plain.searched(m, spec, text, score.Method(args.metric, args.steps))
+    path, ours = _plain.searched(m, spec, text, score.Method(args.metric, args.steps, effort=0))
+    say("the same, refined")
+    _, refined = _plain.searched(m, spec, text, score.Method(args.metric, args.steps))
     plain = []
     for step, (before, after) in enumerate(zip(path, path[1:], strict=False), 1):
         say(f"the plain loop, step {step}")
@@ -95,7 +97,8 @@ def on_the_model(args: argparse.Namespace) -> dict[str, Any]:
     rates = [influence(m, text.windows) for _ in range(3)]
     return {
         "model": spec.name, "n_blocks": spec.n_blocks, "metric": args.metric, "precision": str(m.dtype).split(".")[-1],
-        "text": text.text.name, "windows": len(text.windows), "context_tokens": args.context, "ours": ours, "plain": plain,
+        "text": text.text.name, "windows": len(text.windows), "context_tokens": args.context, "ours": ours, "refined": refined,
+        "plain": plain,
         "cpu_ratio": ours["cpu_s"] / sum(s["cpu_s"] for s in plain),
         "time_ratio": ours["s"] / sum(s["s"] for s in plain),
         "block_influence": {k: min(r[k] for r in rates) for k in rates[0]},
@@ -125,17 +128,20 @@ def influence(m: Any, windows: list[list[int]]) -> dict[str, float]:
 def on_a_small_model(metric: str, seed: int) -> dict[str, Any]:
     """The plain loop in full, on its own way: whether it ends where the search does, and if not, how much lower."""
     from edgeprune import score
+    from edgeprune.metrics._sweep import measured_on
+    from edgeprune.work import Work
 
     m, spec = _tiny.model(n_blocks=10, hidden=64, seed=seed), _tiny.spec(10)
     text = _tiny.own_text(m, 12, 64, seed)
-    path, ours = _plain.searched(m, spec, text, score.Method(metric, SMALL_STEPS))
+    path, ours = _plain.searched(m, spec, text, score.Method(metric, SMALL_STEPS, effort=0))
     plain, cpu_s = [path[0]], 0.0
     for _ in path[1:]:
         step = _plain.step(m, text.windows, metric, plain[-1], None, 0)
         plain.append(step["best"])
         cpu_s += step["cpu_s"]
+    measured = measured_on(m, text.windows, Work(), score.BOTH)
     ours_damage, plain_damage = (
-        [step.kl for step in score.measure_path(m, way, text.windows, _plain.Work())[1:]] for way in (path, plain)
+        [step.kl for step in score.measure_path(measured, way, text.windows, Work())[1:]] for way in (path, plain)
     )
     more = [a / b - 1 for a, b in zip(ours_damage, plain_damage, strict=True)]
     return {"seed": seed, "same": plain == path, "more_damage": more, "cpu_ratio": ours["cpu_s"] / cpu_s}

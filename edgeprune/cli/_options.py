@@ -46,9 +46,9 @@ Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="C
 Windows = Annotated[int, typer.Option(min=1, help="Windows of text to read.")]
 Window = Annotated[int, typer.Option("--window", min=8, help="Tokens per window.")]
 Metric = Annotated[
-    str, typer.Option(help="How to choose removals: greedy_kl, block_influence, …; a wrong name lists all.")
+    str, typer.Option(help="How to choose removals: kl_search, block_influence, …; a wrong name lists all.")
 ]
 Protect = Annotated[Any, typer.Option(parser=_ends, metavar="FIRST,LAST", help="Blocks at the start and the end never to remove, e.g. 4,2; for metrics that rate blocks.")]  # fmt: skip  # noqa: E501
-Effort = Annotated[int, typer.Option(min=1, help="For a search: how many of the best are carried on at every step; 1 is greedy.")]  # fmt: skip  # noqa: E501
+Effort = Annotated[int, typer.Option(min=0, help="Of our searches: 0 greedy; 1 also goes back over it; more also carries that many on at every step.")]  # fmt: skip  # noqa: E501
 Precision = Annotated[str, typer.Option(help="Type of the weights while removals are chosen: float32, bfloat16 or 'auto', the fastest here.")]  # fmt: skip  # noqa: E501
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]

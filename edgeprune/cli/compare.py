@@ -29,7 +29,7 @@ Measures = Annotated[str | None, typer.Option(help="Type of the weights while da
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Keep the result as JSON, and go on after a kill.")]
 
 
-@verb("edgeprune compare ./SmolLM2-135M-Instruct --metric greedy_kl --metric block_influence --remove 3,6")
+@verb("edgeprune compare ./SmolLM2-135M-Instruct --metric kl_search --metric block_influence --remove 3,6")
 def compare(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     metric: Metrics = None,

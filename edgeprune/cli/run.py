@@ -48,7 +48,7 @@ def run(
     runtime: Runtime = "auto",
     mode: Mode = None,
     scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`; else scored here.")] = None,
-    metric: Metric = "greedy_kl",
+    metric: Metric = "kl_search",
     effort: Effort = 1,
     calibration: Calibration = None,
     text: Texts = None,

@@ -32,7 +32,7 @@ from edgeprune.work import ranks
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     output: Annotated[Path, typer.Option("-o", "--output")],
-    metric: Metric = "greedy_kl",
+    metric: Metric = "kl_search",
     calibration: Calibration = None,
     windows: Windows = 16,
     window: Window = 512,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import families
@@ -26,6 +26,16 @@ def all_halves(n_blocks: int) -> Kept:
 
 def kept(blocks: Blocks) -> Kept:
     return tuple(kept_sublayers(blocks))
+
+
+def missing(version: Kept, whole: Kept) -> Kept:
+    stays = set(version)
+    return tuple(half for half in whole if half not in stays)
+
+
+def with_back(version: Kept, some: Iterable[Half], whole: Kept) -> Kept:
+    stays = {*version, *some}
+    return tuple(half for half in whole if half in stays)
 
 
 def run_device(model: Any) -> torch.device:

@@ -93,4 +93,5 @@ def _working(model: Any, n_tokens: int) -> int:
     wide = 4 * d.hidden + 4 * max(d.ffn, d.n_heads * d.head_dim)
     scores = 3 * d.n_heads * n_tokens if model.config._attn_implementation == "eager" else 0
     logits = 7 * min(CHUNK_TOKENS, n_tokens) * d.vocab
-    return max(n * (wide + scores) * model.dtype.itemsize, 4 * logits)
+    repacked = 0 if model.dtype.itemsize == 4 else max(p.nbytes for p in model.parameters())  # by oneDNN, for a product
+    return repacked + max(n * (wide + scores) * model.dtype.itemsize, 4 * logits)

@@ -1,14 +1,19 @@
 """Search for removals by measured damage: after every removal the candidates are measured again.
 
-Three things make it fast; on every text tried they left the answer as it was (benchmarks/search_speed):
+Greed takes the least damaging removal each time and is misled where one only pays together with others: it never
+takes a run of neighbours whose first parts cost more than cuts elsewhere. So a refined search also
 
-- Lazy: what a cut added to the damage when it was last measured foretells what it will add now, since damage mostly
-  grows faster than the sum of its parts. Cuts foretold to add more than `SLACK` times what the best does are not
-  measured at this step (lazy greedy, Minoux 1978, where this is exact).
-- Candidates race: all are measured on one window of text, those that can't win are dropped, the others go on with
-  more. One is dropped when, over the stretches of text seen so far, it does worse than the one to beat by more than
-  chance explains (the idea of Hoeffding races, Maron and Moore 1994).
-- What candidates share is run once: see `_sweep`.
+- grows one run of neighbours beside what greed keeps, and takes it where it does less damage (LLM-Streamline's and
+  Gromov et al.'s kind of answer, by measured damage);
+- goes back: from every version it found, each removal is put back, and what was gained is kept (floating search,
+  Pudil et al. 1994), as long as that finds anything better and `effort` lasts;
+- answers with the nested chain of least mean log damage through all it kept, so that no budget is favoured.
+
+What makes it fast, beside races (`_race`) and sharing what candidates have in common (`_sweep`), is laziness: what a cut
+added to the damage when it was last measured foretells what it will add now, since damage mostly grows faster than
+the sum of its parts. Cuts foretold to add more than `SLACK` times what the best does are not measured at this step
+(lazy greedy, Minoux 1978, where this is exact). On every text tried that left the answer as it was
+(benchmarks/search_speed).
 
 Nothing here knows what runs the model.
 """
@@ -16,108 +21,113 @@ Nothing here knows what runs the model.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from edgeprune.errors import InputRejected
-from edgeprune.metrics._halves import Half, Kept
+from edgeprune.metrics._halves import Half, Kept, missing
+from edgeprune.metrics._race import TINY, Entry, Measure, Races
 
-# versions, window numbers, told how many windows are done -> damage [window][version][stretch], summed over tokens
-Measure = Callable[[Sequence[Kept], Sequence[int], Callable[[int], None]], list[list[list[float]]]]
+Children = Callable[[Kept], list[Kept]]
+Parents = Callable[[Kept, Kept], list[Kept]]  # of a version, and the whole
+Tick = Callable[[float], None]
 
 SLACK = 2.0
 AT_LEAST = 8
-TINY = 1e-9  # nats: no damage
-SURE = 2.5  # standard errors
-BETWEEN = 0.15  # how much windows differ in the log ratio of two damages, beyond their stretches: a standard deviation
-STRETCHES = 8  # of one window
-
-
-class Entry(NamedTuple):
-    damage: float  # mean over all stretches
-    version: Kept
+RUNS = 2  # of one length that are grown further
 
 
 def search(
-    whole: Kept, children: Callable[[Kept], list[Kept]], measure: Measure, n_windows: int, max_steps: int,
-    width: int = 1, tick: Callable[[float], None] = lambda _: None,
+    whole: Kept, children: Children, measure: Measure, n_windows: int, max_steps: int,
+    parents: Parents | None = None, effort: int = 0, tick: Tick = lambda _: None,
 ) -> list[Kept]:  # fmt: skip
     """Versions after 0, 1, 2, … removals, each contained in the one before; fewer than `max_steps` when no child is left.
 
-    Beam search: the `width` least damaging children of all that were kept at the step before are kept; 1 is greedy. Of
-    the chains through what was kept, the one of least mean log damage is the answer, so that no budget is favoured.
+    effort: 0, or no `parents`, is greed; 1 refines it; more also keeps that many versions of each size (beam search), and
+    goes forth and back up to that many times.
     """
-    levels, added = [race([whole], measure, n_windows)[0]], {}
-    for step in range(max_steps):
-        born = [(entry, child) for entry in levels[-1] for child in children(entry.version)]
-        if not born:
+    effort = effort if parents else 0
+    field = _Field(whole, children, parents, Races(measure, n_windows), effort)
+    passes = 2 * effort or 1
+    for k in range(passes):
+        told = lambda part, k=k: tick((k + part) / passes)  # noqa: E731
+        if not (field.back(told) if k % 2 else field.forth(max_steps, told)):
             break
-        told = lambda part, step=step: tick((step + part) / max_steps)  # noqa: E731
-        best, excess = race(_promising(born, added), measure, n_windows, width, told, levels[0][0].damage)
-        added |= {
-            _cut(entry, child): best[0].damage + excess[child] - entry.damage
-            for entry, child in born
-            if child in excess
-        }
-        levels.append(best)
-    return _chain(levels)
-
-
-def race(
-    versions: Sequence[Kept], measure: Measure, n_windows: int, winners: int = 1,
-    tick: Callable[[float], None] = lambda _: None, undamaged: float = 0.0,
-) -> tuple[list[Entry], dict[Kept, float]]:  # fmt: skip
-    """The `winners` least damaging versions, least first, the earlier one of equals; and by how much every version did
-    worse than the best on the text it was measured on, a mean per stretch.
-
-    undamaged: what the whole model has, nothing in KL and something in loss. `tick` is told the fraction done. Raises
-    InputRejected when no version leaves finite logits.
-    """
-    seen: list[list[float]] = [[] for _ in versions]
-    alive = list(range(len(versions)))
-    at = 0
-    while at < n_windows:
-        here = range(at, min(n_windows, at + max(1, at)))  # 1, 1, 2, 4, … windows
-        found = measure([versions[i] for i in alive], here, lambda n, at=at: tick((at + n) / n_windows))
-        for window in found:
-            for i, stretches in zip(alive, window, strict=True):
-                seen[i] += stretches
-        at = here.stop
-        order = sorted(alive, key=lambda i: (math.fsum(seen[i]), i))
-        to_beat = order[min(winners, len(order)) - 1]
-        alive = [i for k, i in enumerate(order) if k < winners or not _surely_worse(seen[i], seen[to_beat], undamaged)]
-    best = alive[:winners]
-    if math.fsum(seen[best[0]]) == math.inf:
-        raise InputRejected("no removal leaves finite logits: the model's weights are not finite or overflow")
     tick(1.0)
-    excess = {v: _mean_difference(s, seen[best[0]]) for v, s in zip(versions, seen, strict=True)}
-    return [Entry(statistics.fmean(seen[i]), versions[i]) for i in best], excess
+    return _chain(field.levels)
 
 
-def _mean_difference(one: list[float], other: list[float]) -> float:
-    """Over the stretches both were measured on."""
-    n = min(len(one), len(other))
-    return math.inf if math.inf in one else statistics.fmean(one[:n]) - statistics.fmean(other[:n])
+class _Field:
+    """All that was kept with 0, 1, 2, … removals, the least damaging first."""
 
+    def __init__(self, whole: Kept, children: Children, parents: Parents | None, races: Races, effort: int):
+        self.whole, self.children, self.parents, self.races = whole, children, parents, races
+        self.refined, self.width = effort > 0, max(1, effort)
+        self.levels: list[list[Entry]] = [races.best([whole])]
+        self.undamaged = self.levels[0][0].damage
+        self.added: dict[frozenset[Half], float] = {}  # by each cut, when it was last measured
+        self.tried: set[Kept] = set()
 
-def _surely_worse(candidate: list[float], leader: list[float], undamaged: float) -> bool:
-    """By the log ratio of their damages, stretch by stretch: some stretches are hurt ten times as much by any cut.
+    def forth(self, max_steps: int, tick: Tick) -> bool:
+        """Removes from the best of each size, and grows runs. Whether a least damaging one came of it."""
+        better, runs = False, [self.whole] if self.refined else []
+        for step in range(max_steps):
+            told = lambda part, step=step: tick((step + part) / max_steps)  # noqa: E731
+            longer = [child for run in runs for child in self.children(run) if _is_run(self.whole, child)]
+            runs = [entry.version for entry in self._race(longer, RUNS)]
+            parents = [entry for entry in self._best(step) if entry.version not in self.tried]
+            born = [(parent, child) for parent in parents for child in self.children(parent.version)]
+            known = [entry.version for entry in self._best(step + 1)]
+            found = self._race([*known, *_promising(born, self.added), *runs], self.width, told)
+            if not found:
+                break
+            self.tried.update(parent.version for parent in parents)
+            for parent, child in born:
+                more = self.races.added(parent.version, child)
+                if more is not None:
+                    self.added[_cut(parent, child)] = more
+            better |= self._keep(step + 1, found)
+        return better
 
-    Windows differ in that ratio as far as it is of damage: what the whole model has is the same in both.
-    """
-    if math.inf in candidate:
-        return True
-    if len(candidate) < STRETCHES or sum(candidate) <= sum(leader):
-        return False
-    more = [math.log(max(c, TINY) / max(b, TINY)) for c, b in zip(candidate, leader, strict=True)]
-    between = BETWEEN * max(0.1, 1 - undamaged * len(leader) / max(sum(leader), TINY))
-    variance = (statistics.variance(more) + between**2 * STRETCHES) / len(more)
-    return statistics.fmean(more) > SURE * math.sqrt(variance)
+    def back(self, tick: Tick) -> bool:
+        """Puts a removal back into the best of each size, and into all that contain none kept before them. Whether a
+        least damaging one came of it."""
+        better = False
+        for step in range(len(self.levels) - 1, 1, -1):
+            part = 1 - step / len(self.levels)
+            before = [entry.version for entry in self.levels[step - 1]]
+            orphans = [entry for entry in self.levels[step] if not _contained(entry.version, before)]
+            for entry in dict.fromkeys([*self._best(step), *orphans]):
+                better |= self._keep(step - 1, self._race(self.parents(entry.version, self.whole), 1))
+            tick(part)
+        return better
+
+    def _best(self, step: int) -> list[Entry]:
+        return self.levels[step][: self.width] if step < len(self.levels) else []
+
+    def _race(self, versions: list[Kept], winners: int, tick: Tick = lambda _: None) -> list[Entry]:
+        distinct = list(dict.fromkeys(versions))
+        return self.races.best(distinct, winners, tick, self.undamaged) if distinct else []
+
+    def _keep(self, step: int, found: list[Entry]) -> bool:
+        """Whether the least damaging one changes."""
+        if step == len(self.levels):
+            self.levels.append([])
+        best = self.levels[step][:1]
+        self.levels[step] = sorted({*self.levels[step], *found})
+        return self.levels[step][:1] != best
 
 
 def _cut(parent: Entry, child: Kept) -> frozenset[Half]:
     return frozenset(parent.version).difference(child)
+
+
+def _contained(version: Kept, others: list[Kept]) -> bool:
+    return any(set(version) < set(other) for other in others)
+
+
+def _is_run(whole: Kept, version: Kept) -> bool:
+    """Whether what is gone are neighbours."""
+    gone = missing(version, whole)
+    return whole.index(gone[-1]) - whole.index(gone[0]) + 1 == len(gone)
 
 
 def _promising(born: list[tuple[Entry, Kept]], added: dict[frozenset[Half], float]) -> list[Kept]:
@@ -141,7 +151,9 @@ def _chain(levels: list[list[Entry]]) -> list[Kept]:
     for level in levels[1:]:
         longer = []
         for entry in level:
-            cost, chain = min((c for c in chains if set(entry.version) < set(c[1][-1])), key=lambda c: c[0])
-            longer.append((cost + math.log(max(entry.damage, TINY)), [*chain, entry.version]))
+            before = [c for c in chains if set(entry.version) < set(c[1][-1])]
+            if before:
+                cost, chain = min(before, key=lambda c: c[0])
+                longer.append((cost + math.log(max(entry.damage, TINY)), [*chain, entry.version]))
         chains = longer
     return min(chains, key=lambda c: c[0])[1]
