@@ -120,6 +120,10 @@ def test_flags_that_make_no_sense(tmp_path):
     refused(
         call("score", "smollm2-135m-instruct", "-o", tmp_path / "s.json", "--metric", "nonsense"), 2, "block_influence"
     )
+    here = ("--through", "llamacpp", "--metric", "block_influence", "--max-memory", "1GB")
+    refused(
+        call("score", "smollm2-135m-instruct", "-o", tmp_path / "s.json", *here), 2, "--max-memory", "--through torch"
+    )
 
 
 def test_a_budget_nothing_meets():

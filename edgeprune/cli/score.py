@@ -24,6 +24,7 @@ from edgeprune.cli._options import (
     Windows,
 )
 from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.work import ranks
 
@@ -68,6 +69,11 @@ def score(
     spec = models.inspect(path)
     method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort)
     in_llamacpp = scoring.in_llamacpp(spec, path, metric, through)
+    if in_llamacpp and (max_memory is not None or precision != "auto"):
+        raise UsageError(
+            "--max-memory and --precision are for torch, and llama.cpp scores this: it maps the file and computes in its types;"
+            " leave them out, or say --through torch"
+        )
     note(
         f"scoring {spec.name} in {'llama.cpp' if in_llamacpp else 'torch'}: {metric}, {method.max_steps} steps, up to"
         f" {windows} windows of {window} tokens; when stopped, the same command goes on from there"

@@ -8,6 +8,7 @@ weight is used by all versions while it is at hand (or is read from disk once), 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.divergence import CHUNK_TOKENS
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # versions, window numbers, told how many pieces are done -> [window][kind][version][segment]
 Measured = Callable[[Sequence[Kept], Sequence[int], Callable[[int], None]], list[Any]]
+
+MANY = 8  # versions that are worth two sweeps
 
 
 def sweep(model: Any, versions: Sequence[Kept], tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -108,14 +111,17 @@ def _alone(stream: torch.Tensor) -> torch.Tensor:
 def measured_on(
     model: Any, windows: Sequence[Sequence[int]], work: Any, kinds: Sequence[str], n_segments: int = 1
 ) -> Measured:
-    """A function of versions, window numbers and a tick -> [window][kind][version][segment], done in pieces by `work`."""
+    """A function of versions, window numbers and a tick -> [window][kind][version][segment], done in pieces by `work`.
+
+    A piece is a window; of a single one it is half of many versions, so that two processes have something to do.
+    """
 
     def measure(versions: Sequence[Kept], chosen: Sequence[int], tick: Callable[[int], None]) -> list[Any]:
         streams = room(model, windows, work.max_bytes, least=2)
         sweeps = -(-len(versions) // (streams - 1))  # one stream is the whole model's
         per_sweep = -(-len(versions) // sweeps)
 
-        def do(piece: Sequence[int]) -> list[Any]:
+        def do(versions: Sequence[Kept], piece: Sequence[int]) -> list[Any]:
             here = [windows[w] for w in piece]
             parts = [
                 damages(model, versions[i : i + per_sweep], here, kinds, n_segments)
@@ -125,6 +131,15 @@ def measured_on(
                 [[one for part in parts for one in part[k][w]] for k in range(len(kinds))] for w in range(len(piece))
             ]
 
-        return each_window(model, windows, chosen, work, do, streams // (per_sweep + 1), tick)
+        if len(chosen) > 1 or len(versions) < MANY:
+            at_once = streams // (per_sweep + 1)
+            return each_window(model, windows, chosen, work, lambda piece: do(versions, piece), at_once, tick)
+        even, odd = work.each([versions[::2], versions[1::2]], lambda some: do(some, chosen)[0])
+        tick(1)
+        dealt = [
+            [found[k // 2] for k, found in zip(range(len(versions)), cycle(both))]
+            for both in zip(even, odd, strict=True)
+        ]
+        return [dealt]
 
     return measure
