@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,36 +52,55 @@ def _tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def _write(
+    family: str, n_blocks: int, seed: int, identity: int | None, overrides: dict[str, Any], folder: Path
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    module = load("edgeprune.families", family)
+    values = dict(module.TINY, num_hidden_layers=n_blocks, **overrides)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config.architectures = None
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1 and "norm" in name:
+                p.copy_(1 + 0.1 * torch.randn_like(p))
+            else:
+                p.copy_(torch.randn_like(p) * (0.02 if p.ndim == 1 else 0.6 / p.shape[-1] ** 0.5))
+        if identity is not None:
+            for path in module.OUTPUTS:
+                for p in model.model.layers[identity].get_submodule(path).parameters():
+                    p.zero_()
+    model.save_pretrained(folder)
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Factory: tiny_folder("qwen2", n_blocks=5, seed=0, identity=None, **config) -> transformers folder, float32.
 
-    Weights are scaled so that every block matters; `identity=i` zeroes block i's output projections.
+    Weights are scaled so that every block matters; `identity=i` zeroes block i's output projections. Who asks for the same
+    gets the same folder: copy it to change it.
     """
+    made: dict[str, tuple[Path, list[tuple[str, int, int]]]] = {}
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    _tokenizer(tokenizer)
 
     def make(family: str, n_blocks: int = 5, seed: int = 0, identity: int | None = None, **overrides) -> Path:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        module = load("edgeprune.families", family)
-        values = dict(module.TINY, num_hidden_layers=n_blocks, **overrides)
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
-        config.architectures = None
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if p.ndim == 1 and "norm" in name:
-                    p.copy_(1 + 0.1 * torch.randn_like(p))
-                else:
-                    p.copy_(torch.randn_like(p) * (0.02 if p.ndim == 1 else 0.6 / p.shape[-1] ** 0.5))
-            if identity is not None:
-                for path in module.OUTPUTS:
-                    for p in model.model.layers[identity].get_submodule(path).parameters():
-                        p.zero_()
-        folder = tmp_path_factory.mktemp(f"{family}-{n_blocks}")
-        model.save_pretrained(folder)
-        _tokenizer(folder)
+        asked = json.dumps([family, n_blocks, seed, identity, overrides], sort_keys=True)
+        if asked not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{n_blocks}")
+            _write(family, n_blocks, seed, identity, overrides, folder)
+            shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+            made[asked] = folder, _state(folder)
+        folder, state = made[asked]
+        assert _state(folder) == state, f"an earlier test changed {folder}, which others share"
         return folder
 
     return make

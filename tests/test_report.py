@@ -33,6 +33,18 @@ def made(tmp_path: Path, **changes):
     return report_module.build(run_folder(tmp_path / "run", **changes))
 
 
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """The report of the records as they are."""
+    return made(tmp_path_factory.mktemp("standard"))
+
+
+@pytest.fixture(scope="module")
+def page(standard):
+    """Its page: drawing takes two seconds."""
+    return report_module.render_html(standard)
+
+
 def line(report, name: str):
     return next(b for b in report.verdict if b.line == name)
 
@@ -179,8 +191,7 @@ def test_quality_on_the_scoring_text_is_flagged(tmp_path):
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
-    page = report_module.render_html(made(tmp_path))
+def test_the_page_loads_nothing_and_runs_nothing(page):
     assert not re.search(r"<(script|link|iframe|object|embed|img|image|base|form|audio|video|source)\b", page, re.I)
     assert not re.search(r"\b(src|srcset|data|action|poster|background|on\w+)\s*=", page, re.I)
     assert not re.search(r"@import|@font-face|javascript:", page, re.I)
@@ -194,8 +205,7 @@ def svgs(page: str) -> list[ET.Element]:
     return [ET.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
 
 
-def test_plots_are_xml_and_complete(tmp_path):
-    page = report_module.render_html(made(tmp_path))
+def test_plots_are_xml_and_complete(page):
     found = [s for s in svgs(page) if s.get("class") == "plot"]
     assert len(found) == 6 and all(s.get("aria-label") for s in found)
     assert "#010203" not in page and "var(--accent)" in page
@@ -204,12 +214,8 @@ def test_plots_are_xml_and_complete(tmp_path):
     assert {"74.6", "62.1", "1.20×", "asked 70"} <= words
 
 
-def test_the_strip_shows_every_sub_layer_once(tmp_path):
-    strips = [
-        s
-        for s in svgs(report_module.render_html(made(tmp_path)))
-        if s.get("class", "").startswith(("strip wide", "strip narrow"))
-    ]
+def test_the_strip_shows_every_sub_layer_once(page):
+    strips = [s for s in svgs(page) if s.get("class", "").startswith(("strip wide", "strip narrow"))]
     assert len(strips) == 2
     for strip in strips:
         cells = [r.find(f"{SVG}title").text for r in strip.iter(f"{SVG}rect")]
@@ -220,8 +226,7 @@ def test_the_strip_shows_every_sub_layer_once(tmp_path):
         assert paths_.count("seam") == 1 and paths_.count("joint") == 24
 
 
-def test_every_length_has_both_units_and_every_kind_its_mark(tmp_path):
-    page = report_module.render_html(made(tmp_path))
+def test_every_length_has_both_units_and_every_kind_its_mark(page):
     assert "124 MB" in page and "118 MiB" in page
     for kind, mark in (("measured", "●"), ("predicted", "○"), ("prior", "△")):
         assert f'title="{kind}">{mark}</abbr>' in page
@@ -259,12 +264,11 @@ def test_hostile_strings_are_inert(tmp_path):
 # --- the three files ----------------------------------------------------------------------------
 
 
-def test_same_records_same_bytes(tmp_path):
-    a, b = made(tmp_path / "a"), made(tmp_path / "b")
-    assert a.to_json() == b.to_json()
-    assert report_module.render_html(a) == report_module.render_html(b) and report_module.render_md(
-        a
-    ) == report_module.render_md(b)
+def test_same_records_same_bytes(standard, page, tmp_path):
+    again = made(tmp_path)
+    assert again.to_json() == standard.to_json()
+    assert report_module.render_html(again) == page
+    assert report_module.render_md(again) == report_module.render_md(standard)
 
 
 def test_three_files_tell_the_same(tmp_path):

@@ -13,11 +13,30 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.cli import main
+
 EDGEPRUNE = [sys.executable, "-m", "edgeprune.cli"]
 
 
-def call(*args, **kwargs):
-    return subprocess.run([*EDGEPRUNE, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+def process(*args):
+    return subprocess.run([*EDGEPRUNE, *map(str, args)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """The command line in this process: its exit code and all that it writes, libraries in C included."""
+
+    def run(*args):
+        monkeypatch.setenv("TQDM_DISABLE", "1")  # which main() sets
+        monkeypatch.setattr(sys, "argv", ["edgeprune", *map(str, args)])
+        before = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(args, end.value.code or 0, *capfd.readouterr())
+
+    return run
 
 
 def refused(result, code, *words):
@@ -40,23 +59,23 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_not_a_model(tmp_path):
+def test_not_a_model(call, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    refused(call("inspect", tmp_path / "empty"), 4, "config.json")
+    refused(process("inspect", tmp_path / "empty"), 4, "config.json")
     refused(call("inspect", tmp_path / "notes.txt"), 4, "neither")
     refused(call("inspect", tmp_path / "gone"), 4, "no such folder")
     refused(call("inspect", "nobody/nothing-at-all"), 4, "hub")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
-def test_a_truncated_safetensors(model, keep):
+def test_a_truncated_safetensors(call, model, keep):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     refused(call("inspect", model), 4, "model.safetensors")
 
 
-def test_a_corrupt_safetensors_header(model):
+def test_a_corrupt_safetensors_header(call, model):
     file = model / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[20:30] = b"\xff" * 10
@@ -65,14 +84,14 @@ def test_a_corrupt_safetensors_header(model):
 
 
 @pytest.mark.parametrize("keep", [3, 30, 5000, -1])
-def test_a_truncated_gguf(smollm2_gguf, tmp_path, keep):
+def test_a_truncated_gguf(call, smollm2_gguf, tmp_path, keep):
     bad = tmp_path / "bad.gguf"
     with open(smollm2_gguf, "rb") as f:
         bad.write_bytes(f.read(keep) if keep >= 0 else f.read()[:keep])
     refused(call("inspect", bad), 4, "bad.gguf")
 
 
-def test_only_pickle_weights(model):
+def test_only_pickle_weights(call, model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     refused(call("inspect", model), 4, "pickle")
 
@@ -90,29 +109,29 @@ def test_only_pickle_weights(model):
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_config_that_lies_or_runs_code(model, change, word):
+def test_a_config_that_lies_or_runs_code(call, model, change, word):
     config = json.loads((model / "config.json").read_text()) | change
     (model / "config.json").write_text(json.dumps(config))
     refused(call("inspect", model), 4, word)
 
 
-def test_a_shard_outside_the_folder(model):
+def test_a_shard_outside_the_folder(call, model):
     index = {"weight_map": {"x": "../model.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(call("inspect", model), 4, "plain file name")
 
 
-def test_an_unknown_device():
+def test_an_unknown_device(call):
     refused(call("plan", "--device", "jetson-orinn", "--max-mem", "8GB"), 2, "jetson-orin")
     refused(call("devices", "rasberry-pi-5"), 2, "Did you mean")
 
 
 @pytest.mark.parametrize("size", ["8", "8XB", "lots", "-1GB", ""])
-def test_a_size_without_a_unit(size):
+def test_a_size_without_a_unit(call, size):
     refused(call("plan", "--device", "jetson-orin", f"--max-mem={size}"), 2, "max-mem")
 
 
-def test_flags_that_make_no_sense(tmp_path):
+def test_flags_that_make_no_sense(call, tmp_path):
     refused(call("plan", "--max-mem", "8GB"), 2, "--device")
     refused(call("plan", "--device", "rpi5", "--quant", "Q9_9"), 2, "Q9_9")
     refused(call("plan", "--device", "rpi5", "--runtime", "llamacp"), 2, "llamacp")
@@ -126,12 +145,12 @@ def test_flags_that_make_no_sense(tmp_path):
     )
 
 
-def test_a_budget_nothing_meets():
+def test_a_budget_nothing_meets(call):
     message = refused(call("plan", "--device", "jetson-orin", "--max-mem", "20MB"), 3, "memory")
     assert "MB" in message
 
 
-def test_infeasible_as_json_names_the_nearest_budget_that_works():
+def test_infeasible_as_json_names_the_nearest_budget_that_works(call):
     result = call("plan", "--device", "jetson-orin", "--max-mem", "20MB", "--json")
     assert result.returncode == 3
     nearest = json.loads(result.stdout)["nearest"]["max_mem_bytes"]
@@ -140,14 +159,14 @@ def test_infeasible_as_json_names_the_nearest_budget_that_works():
 
 
 @pytest.fixture
-def plan_file(model, tmp_path):
+def plan_file(call, model, tmp_path):
     """A plan for `model` that removes nothing: needs no scores."""
     path = tmp_path / "plan.json"
     assert call("plan", model, "--device", "rpi5", "--context", "128", "-o", path).returncode == 0
     return path
 
 
-def test_a_plan_for_other_weights(tiny_folder, plan_file, tmp_path):
+def test_a_plan_for_other_weights(call, tiny_folder, plan_file, tmp_path):
     other = tiny_folder("llama", seed=99)
     refused(call("prune", other, "--plan", plan_file, "-o", tmp_path / "out"), 5, "other weights")
     refused(call("prune", tiny_folder("llama", n_blocks=4), "--plan", plan_file, "-o", tmp_path / "out"), 5, "blocks")
@@ -155,7 +174,7 @@ def test_a_plan_for_other_weights(tiny_folder, plan_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_scores_of_other_weights(tiny_folder, model, tmp_path):
+def test_scores_of_other_weights(call, tiny_folder, model, tmp_path):
     scores = tmp_path / "scores.json"
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox " * 60)
@@ -169,12 +188,12 @@ def test_scores_of_other_weights(tiny_folder, model, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 99}', "\x00"])
-def test_a_plan_that_is_not_one(model, tmp_path, text):
+def test_a_plan_that_is_not_one(call, model, tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     refused(call("prune", model, "--plan", tmp_path / "bad.json", "-o", tmp_path / "out"), 4, "bad.json")
 
 
-def test_an_output_that_exists(model, plan_file, tmp_path):
+def test_an_output_that_exists(call, model, plan_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep")
@@ -185,7 +204,7 @@ def test_an_output_that_exists(model, plan_file, tmp_path):
     assert not (out / "mine").exists() and (out / "model.safetensors").exists() and tree(model) == before
 
 
-def test_an_artifact_no_runtime_reads(tmp_path):
+def test_an_artifact_no_runtime_reads(call, tmp_path):
     (tmp_path / "x.txt").write_text("x")
     refused(call("bench", tmp_path / "x.txt"), 4, "runtime")
     refused(call("bench", tmp_path / "gone.gguf"), 4, "no such file")
@@ -194,23 +213,23 @@ def test_an_artifact_no_runtime_reads(tmp_path):
     )
 
 
-def test_an_unknown_quantisation_or_format(model, tmp_path):
+def test_an_unknown_quantisation_or_format(call, model, tmp_path):
     refused(call("export", model, "--format", "gguf", "--quant", "Q4_KM", "-o", tmp_path / "y.gguf"), 2, "Q4_K_M")
     refused(call("export", model, "--format", "ggml", "--quant", "Q8_0", "-o", tmp_path / "y.gguf"), 2, "gguf")
 
 
-def test_a_report_of_nothing(tmp_path):
+def test_a_report_of_nothing(call, tmp_path):
     refused(call("report", tmp_path), 4, "plan.json")
 
 
-def test_a_run_into_a_folder_of_something_else(model, tmp_path):
+def test_a_run_into_a_folder_of_something_else(call, model, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("keep")
     refused(call("run", model, "--device", "host", "-o", tmp_path / "work", "--context", "128"), 2, "run folder")
     assert os.listdir(tmp_path / "work") == ["thesis.txt"]
 
 
-def test_a_full_disk(model, plan_file, tmp_path):
+def test_a_full_disk(call, model, plan_file, tmp_path):
     """A file system of 64 KiB."""
     small = tmp_path / "small"
     small.mkdir()

@@ -82,17 +82,13 @@ def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
         raise UsageError(f"a report was asked for as {out.name}; name a file that ends in .html")
     if out.stem in load.RECORDS:
         raise UsageError(f"{out.stem}.json is a record of a run; name the report otherwise, for example report.html")
-    texts = {
-        out: render_html(report),
-        out.with_suffix(".md"): render_md(report),
-        out.with_suffix(".json"): report.to_json(),
-    }
-    for path in texts:
+    outs = [out, out.with_suffix(".md"), out.with_suffix(".json")]
+    for path in outs:
         if path.exists() and not force:
             raise UsageError(f"{path} exists; choose another output, or pass --force to replace it")
-    for path, text in texts.items():
+    for path, text in zip(outs, (render_html(report), render_md(report), report.to_json()), strict=True):
         write_text(path, text, force)
-    return list(texts)
+    return outs
 
 
 def sections(report: Report) -> list[doc.Section]:
