@@ -107,7 +107,7 @@ def torch_logits(m: Any, ids: list[int]) -> np.ndarray:
 
 
 def llama_logits(path: Path, ids: list[int]) -> np.ndarray:
-    session = llamacpp.open_session(path, n_ctx=256, n_threads=2, precise=True)
+    session = llamacpp.open_session(path, n_ctx=256, n_threads=1, precise=True)
     try:
         return session.logits(ids)
     finally:

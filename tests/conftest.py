@@ -88,7 +88,7 @@ def tiny_folder(tmp_path_factory):
     Weights are scaled so that every block matters; `identity=i` zeroes block i's output projections. Who asks for the same
     gets the same folder: copy it to change it.
     """
-    made: dict[str, tuple[Path, list[tuple[str, int, int]]]] = {}
+    made: dict[str, tuple[Path, list[tuple[str, int, int]]]] = {}  # and what it held when it was made
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     _tokenizer(tokenizer)
 
@@ -103,7 +103,17 @@ def tiny_folder(tmp_path_factory):
         assert _state(folder) == state, f"an earlier test changed {folder}, which others share"
         return folder
 
-    return make
+    yield make
+    assert all(_state(folder) == state for folder, state in made.values()), "a test changed a folder that others share"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """What would take every core takes one: of two threads on a tiny model the second burns its core waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("chat", "evaluate", "export"):
+            patch.setattr(f"edgeprune.{name}.physical_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from edgeprune.chat import Chat, Sampling, choose, render
 from edgeprune.errors import InputRejected, UsageError
 from exporters import gguf, onnx
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DIALOGUES = (
     [{"role": "user", "content": "the quick brown fox"}],
     [{"role": "system", "content": "be brief\n"}, {"role": "user", "content": " é 日本 😀 <|im_end|>"}],

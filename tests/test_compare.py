@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -53,19 +54,29 @@ def found(folder, texts):
     return run(folder, texts, ("block_influence", "sublayer_cosine", "kl_search"))
 
 
-def per_window(folder, blocks, file):
-    """(KL, loss) of each window by transformers' own forward passes, float64."""
+@functools.cache
+def whole_per_window(folder, file):
+    """The model, and (window, log p) of each, float64."""
     import torch
 
-    m, tokens = (
-        torch_model.load(folder),
-        torch_model.tokenizer(folder).encode(file.read_text(), add_special_tokens=False),
-    )
+    m, encode = torch_model.load(folder), torch_model.tokenizer(folder).encode
+    tokens = torch.tensor([encode(file.read_text(), add_special_tokens=False)[: WINDOWS * CONTEXT]])
+    return m, [(window, log_p(m, window)) for window in tokens.split(CONTEXT, dim=1)]
+
+
+def log_p(m, window):
+    import torch
+
+    with torch.inference_mode():
+        return m(window).logits[0, :-1].double().log_softmax(-1)
+
+
+def per_window(folder, blocks, file):
+    """(KL, loss) of each window by transformers' own forward passes."""
+    m, windows = whole_per_window(folder, file)
     pruned, out = torch_model.view(m, blocks), []
-    for start in range(0, WINDOWS * CONTEXT, CONTEXT):
-        window = torch.tensor([tokens[start : start + CONTEXT]])
-        with torch.inference_mode():
-            p, q = (x(window).logits[0, :-1].double().log_softmax(-1) for x in (m, pruned))
+    for window, p in windows:
+        q = log_p(pruned, window)
         kl = (p.exp() * (p - q)).sum(-1).mean().item()
         out.append((kl, -q.gather(1, window[0, 1:, None]).mean().item()))
     return out

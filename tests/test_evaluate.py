@@ -14,6 +14,8 @@ from edgeprune.catalog import load
 from edgeprune.errors import InputRejected
 from edgeprune.types import Block
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def quiet(*_args):
     pass

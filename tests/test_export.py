@@ -13,6 +13,8 @@ from edgeprune.catalog import load
 from edgeprune.errors import InputRejected, UsageError
 from exporters import Options
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder, tmp_path_factory):

@@ -85,7 +85,7 @@ def test_long_positions_rotate_as_in_torch(tiny_folder, tmp_path):
 def test_files_provenance_and_no_links(tiny_folder, tmp_path):
     import onnx as onnx_library
 
-    folder = tiny_folder("qwen2")
+    folder = shutil.copytree(tiny_folder("qwen2"), tmp_path / "copy")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0], "temperature": 0.5}')
     out = exported(folder, tmp_path / "onnx", "int8", source="a/b", plan="0123")
     model = onnx_library.load(str(out / "model.onnx"), load_external_data=False)

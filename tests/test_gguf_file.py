@@ -213,7 +213,7 @@ def test_what_is_not_a_file(tmp_path, what):
 
 @pytest.mark.parametrize("what", ["texts", "numbers", "zeros", "keys"])
 def test_large_hostile_files_stay_cheap(tmp_path, what):
-    """Sparse gigabytes that make the claims plausible: still under 2 s and 300 MB."""
+    """Sparse gigabytes that make the claims plausible: still under 2 s of processor time and 300 MB."""
     claims = {
         "texts": kv("k", ARR, array(STR, 2**30)),
         "numbers": kv("k", ARR, array(U64, 2**30)),
@@ -228,9 +228,9 @@ def test_large_hostile_files_stay_cheap(tmp_path, what):
     code = (
         "import sys, time\n"
         "from edgeprune.gguf_file import read_header\nfrom edgeprune.errors import InputRejected\n"
-        "t = time.perf_counter()\ntry:\n    read_header(sys.argv[1])\nexcept InputRejected as e:\n"
+        "t = time.process_time()\ntry:\n    read_header(sys.argv[1])\nexcept InputRejected as e:\n"
         "    peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "    print(time.perf_counter() - t, peak)\n"
+        "    print(time.process_time() - t, peak)\n"
     )
     out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.split()
     assert float(out[0]) < 2 and int(out[1]) < 300_000

@@ -14,6 +14,7 @@ from edgeprune import export, files, gguf_folder
 from edgeprune.chat import Chat, Sampling
 from edgeprune.gguf_file import read_header
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = """---
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 license: apache-2.0

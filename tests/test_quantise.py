@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -136,8 +137,8 @@ def test_halves_left_out_need_no_matrix(tiny_folder, tmp_path):
     """A block without feed-forward carries zeros that no matrix knows; one without attention has nothing to weigh."""
     from test_sizes import without_halves
 
-    folder = tiny_folder("llama", n_blocks=3, hidden_size=WIDTH, intermediate_size=WIDTH, head_dim=64)
-    kept = "0 1:- -:3"
+    sizes = dict(n_blocks=3, hidden_size=WIDTH, intermediate_size=WIDTH, head_dim=64)
+    folder, kept = shutil.copytree(tiny_folder("llama", **sizes), tmp_path / "folder"), "0 1:- -:3"
     without_halves(folder, kept, "llama")
     path = write_imatrix(tmp_path / "whole.gguf", random_matrix(7))
     origin = json.loads((folder / "edgeprune.json").read_text())

@@ -34,7 +34,7 @@ def tiny_gguf(tiny_folder, tmp_path_factory):
 def open_session():
     sessions = []
 
-    def make(path, n_ctx=256, n_threads=2, **options):
+    def make(path, n_ctx=256, n_threads=1, **options):
         sessions.append(llamacpp.open_session(path, n_ctx=n_ctx, n_threads=n_threads, **options))
         return sessions[-1]
 
@@ -53,7 +53,7 @@ def ids(n: int, seed: int = 0) -> list[int]:
     "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILY_NAMES if f != "llama")]
 )
 def test_cached_decoding_equals_one_pass(tiny_gguf, open_session, family, precise, tolerance):
-    session, tokens = open_session(tiny_gguf(family), precise=precise), ids(40)
+    session, tokens = open_session(tiny_gguf(family), n_threads=2, precise=precise), ids(40)
     whole = session.logits(tokens)
     assert whole.shape == (40, 320) and whole.dtype == np.float32
     session.reset()

@@ -171,7 +171,7 @@ def arguments(folder, text, out, *more):
     return [str(a) for a in (*of, *more)]
 
 
-@pytest.mark.parametrize("metric", ["kl_search", "block_influence", "taylor"])
+@pytest.mark.parametrize("metric", ["kl_search", pytest.param("block_influence", marks=pytest.mark.slow), "taylor"])
 def test_what_was_stopped_goes_on_to_the_same_bytes(metric, tiny_folder, text, tmp_path, monkeypatch):
     """Stopped at a third and at two thirds of its pieces; a log of another question is no help."""
     folder, more = tiny_folder("llama"), ("--windows", 6, "--metric", metric)

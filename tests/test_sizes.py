@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def without_halves(folder: Path, kept: str, family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_gguf_of_blocks_without_a_half(family, tiny_folder, tmp_path):
-    folder = tiny_folder(family)
+    folder = shutil.copytree(tiny_folder(family), tmp_path / "folder")
     without_halves(folder, "0 1:- -:3 4 5:-", family)
     shapes = Shapes(inspect(folder))
     for quant in ("F16", "Q4_K_M"):
