@@ -99,15 +99,19 @@ def halves(model: Any) -> Iterator[tuple[Half, Callable[..., torch.Tensor]]]:
                 yield (kind, i), _with(layer, changes)
 
 
-def head(model: Any, stream: torch.Tensor) -> torch.Tensor:
-    """Logits (t, v) from the stream (1, t, d), scaled and capped as the family does."""
+def head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Stream (1, t, d) -> logits (t, v), scaled and capped as the family does."""
     import torch
 
     d = families.decoder(model.config.to_dict())
-    logits = model.lm_head(model.model.norm(stream))[0]
-    if d.logit_scale != 1:
-        logits = logits * d.logit_scale
-    return logits if d.logit_softcap is None else d.logit_softcap * torch.tanh(logits / d.logit_softcap)
+
+    def logits(stream: torch.Tensor) -> torch.Tensor:
+        plain = model.lm_head(model.model.norm(stream))[0]
+        if d.logit_scale != 1:
+            plain = plain * d.logit_scale
+        return plain if d.logit_softcap is None else d.logit_softcap * torch.tanh(plain / d.logit_softcap)
+
+    return logits
 
 
 def _zero(*args: Any, **kwargs: Any) -> torch.Tensor:

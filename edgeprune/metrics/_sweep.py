@@ -62,7 +62,7 @@ def damages(
     import torch
 
     tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
-    n = tokens.shape[1] - 1
+    n, logits = tokens.shape[1] - 1, head(model)
     found = torch.empty(len(kinds), len(windows), len(versions), n, dtype=torch.float64)
     with torch.inference_mode():
         streams = sweep(model, [*versions, *([all_halves(len(model.model.layers))] if "kl" in kinds else [])], tokens)
@@ -70,18 +70,18 @@ def damages(
             for w in range(len(windows)):
                 for start in range(0, n, CHUNK_TOKENS):
                     chunk = slice(start, min(start + CHUNK_TOKENS, n))
-                    whole = _logp(model, streams[-1][w : w + 1, chunk]) if "kl" in kinds else None
+                    whole = _logp(logits(streams[-1][w : w + 1, chunk])) if "kl" in kinds else None
                     judges = [_kl(whole) if kind == "kl" else _loss(tokens[w, 1:][chunk]) for kind in kinds]
                     for v in range(len(versions)):
-                        logq = _logp(model, streams[v][w : w + 1, chunk])
+                        logq = _logp(logits(streams[v][w : w + 1, chunk]))
                         for k, judge in enumerate(judges):
                             found[k, w, v, chunk] = judge(logq).double().cpu()
     found = found.nan_to_num(nan=float("inf"))
     return torch.stack([s.sum(-1) for s in found.tensor_split(n_segments, dim=-1)], dim=-1).tolist()
 
 
-def _logp(model: Any, stream: torch.Tensor) -> torch.Tensor:
-    return head(model, stream).float().log_softmax(-1)
+def _logp(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().log_softmax(-1)
 
 
 def _kl(logp: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
