@@ -34,7 +34,7 @@ def test_equals_llama_cpps_converter(tiny_folder, tmp_path):
     """Every tensor byte and every metadata key and type, for each type written directly; see test_families_gguf."""
     jobs, pairs = [], []
     for family in ("llama", "qwen2"):
-        folder = tiny_folder(family)
+        folder = copy_of(tiny_folder(family), tmp_path / family)
         if family == "llama":
             (folder / "README.md").write_text(
                 "---\nlicense: apache-2.0\nbase_model: someone/Whole-1B\ntags: [pruned, edgeprune]\nlanguage: [en]\n---\nHi\n"
