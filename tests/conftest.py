@@ -104,7 +104,8 @@ def tiny_folder(tmp_path_factory):
         return folder
 
     yield make
-    assert all(_state(folder) == state for folder, state in made.values()), "a test changed a folder that others share"
+    changed = [folder for folder, state in made.values() if _state(folder) != state]
+    assert not changed, f"tests changed {changed}, which others share"
 
 
 @pytest.fixture(scope="module")

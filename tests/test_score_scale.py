@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -107,8 +108,8 @@ def test_what_cannot_fit_is_said_in_one_line(metric, tiny_folder):
     assert "\n" not in str(e.value)
 
 
-def test_weights_on_disk_that_are_not_finite_are_named(tiny_folder):
-    folder = tiny_folder("llama", seed=3)
+def test_weights_on_disk_that_are_not_finite_are_named(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "m")
     name = "model.layers.3.mlp.down_proj.weight"
     at = open_checkpoint(folder).tensors[name]
     with open(at.file, "r+b") as f:
