@@ -7,8 +7,9 @@ rows are compared by ratio, so the fit is of logarithms: with r = ln(predicted /
 
     Σ_rows r² / noise²  +  Σ_terms (ln term − ln prior)² / spread²  +  Σ_kinds (ln factor)² / kind_spread²
 
-the mode under log-normal priors (relative non-negative least squares where the prior is wide). Without rows it is the
-prior, with many rows it is theirs, and a term that the rows can't tell stays where the prior has it. The derivative of
+the mode under log-normal priors (relative non-negative least squares where the prior is wide), with rows weighted as
+under Student's t, so that one bad row does not move the rest. Without rows it is the prior, with many rows it is
+theirs, and a term that the rows can't tell stays where the prior has it. The derivative of
 ln seconds by ln term is the share of the time that the term takes: Jacobian, covariance (Laplace) and the interval of
 a prediction all come from these shares.
 
@@ -20,17 +21,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 Z = 1.645  # standard deviations on either side of a 90 % interval
+TAIL = 4.0  # degrees of freedom of Student's t: a row far from the others pulls little
 NOISE_ROWS = 4  # the prior's noise counts as so many rows
 TOLD = 0.5  # rows tell a term when they at least halve the prior's spread
 VISIBLE = 2.0  # standard deviations of the rows' noise that an effect must stand out by
 SETTLED = 3e-3  # change of a spread that ends the learning
 MIN_NOISE = 0.005  # no published or timed row is surer than this
+
+
+# parameters -> residuals (rows), their derivatives (rows × parameters)
+Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Term(NamedTuple):
@@ -163,7 +169,7 @@ def learn(devices: Sequence[Sequence[Row]], before: Prior, rounds: int = 100) ->
 
 
 def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True) -> Fit:
-    """Levenberg-Marquardt from the prior; the noise is re-estimated from the residuals where asked."""
+    """The mode, by iteratively re-weighted least squares; the noise is re-estimated from the residuals where asked."""
     kinds = sorted({r.kind for r in rows} - {""})
     size = len(prior.terms)
     amounts = np.array([r.amounts for r in rows], float).reshape(len(rows), size)
@@ -180,15 +186,18 @@ def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True) -> Fit:
         shares = parts / total[:, None]
         return np.log(total) - measured, np.hstack([shares, shares[:, :1] * of_kind])
 
-    x, noise = centre.copy(), prior.noise
-    for _ in range(4 if update_noise and rows else 1):
-        x = _minimise(look, x, centre, precision, noise)
+    x, noise, weights = centre.copy(), prior.noise, np.ones(len(rows))
+    for _ in range(8 if rows else 1):
+        x = _minimise(look, x, centre, precision, weights / noise**2)
         residuals, jacobian = look(x)
-        information = jacobian.T @ jacobian / noise**2
+        information = (jacobian.T * weights) @ jacobian / noise**2
         covariance = np.linalg.inv(information + precision)
         if update_noise:
             used = float(np.trace(covariance @ information))  # parameters that the rows paid for
-            noise = _noise(residuals, len(rows) - used, prior)
+            noise = _noise(residuals * np.sqrt(weights), len(rows) - used, prior)
+        before, weights = weights, (TAIL + 1) / (TAIL + (residuals / noise) ** 2)
+        if np.allclose(before, weights, atol=0.02):
+            break
     deviations = np.sqrt(np.diag(covariance))
     terms = tuple(Term(t.name, math.exp(v), float(s)) for t, v, s in zip(prior.terms, x, deviations, strict=False))
     factors = tuple(Term(k, math.exp(v), float(s)) for k, v, s in zip(kinds, x[size:], deviations[size:], strict=True))
@@ -205,23 +214,26 @@ def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True) -> Fit:
     )
 
 
-def _minimise(look, x: np.ndarray, centre: np.ndarray, precision: np.ndarray, noise: float) -> np.ndarray:
+def _minimise(look: Look, x: np.ndarray, centre: np.ndarray, precision: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Levenberg-Marquardt on Σ weight · r² and the prior's squares."""
+
     def cost(x: np.ndarray) -> float:
         residuals, away = look(x)[0], x - centre
-        return float(residuals @ residuals / noise**2 + away @ precision @ away)
+        return float(residuals @ (weights * residuals) + away @ precision @ away)
 
     damping, now = 1e-3, cost(x)
     for _ in range(200):
         residuals, jacobian = look(x)
-        hessian = jacobian.T @ jacobian / noise**2 + precision
-        slope = jacobian.T @ residuals / noise**2 + precision @ (x - centre)
+        weighted = jacobian.T * weights
+        hessian = weighted @ jacobian + precision
+        slope = weighted @ residuals + precision @ (x - centre)
         step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -slope)
         there = cost(x + step)
         if there <= now:
             x, gain, now, damping = x + step, now - there, there, damping / 4
-            if gain < 1e-12 * (1 + now):
+            if gain < 1e-10 * (1 + now):
                 break
-        elif damping > 1e12:
+        elif damping > 1e8:
             break
         else:
             damping *= 8
