@@ -31,7 +31,7 @@ TAIL = 4.0  # degrees of freedom of Student's t: a row far from the others pulls
 NOISE_ROWS = 4  # the prior's noise counts as so many rows
 TOLD = 0.5  # rows tell a term when they at least halve the prior's spread
 VISIBLE = 2.0  # standard deviations of the rows' noise that an effect must stand out by
-SETTLED = 3e-3  # change of a spread that ends the learning
+SETTLED = 1e-2  # change of a spread that ends the learning
 MIN_NOISE = 0.005  # no published or timed row is surer than this
 
 
@@ -134,7 +134,7 @@ def without_rows(prior: Prior) -> Fit:
     return _solve((), prior)
 
 
-def learn(devices: Sequence[Sequence[Row]], before: Prior, rounds: int = 100) -> Prior:
+def learn(devices: Sequence[Sequence[Row]], before: Prior, rounds: int = 40) -> Prior:
     """The prior for one more device like these: empirical Bayes, with `before` counting as one device.
 
     Expectation-maximisation of the hierarchy device terms ~ LogNormal(value, spread), rows ~ LogNormal(formula, noise):
@@ -145,8 +145,9 @@ def learn(devices: Sequence[Sequence[Row]], before: Prior, rounds: int = 100) ->
     prior, size = before, len(before.terms)
     first = np.log([t.value for t in before.terms])
     first_variance = np.array([t.spread**2 for t in before.terms])
+    fits: list[Fit | None] = [None] * len(devices)
     for _ in range(rounds):
-        fits = [_solve(d, prior, update_noise=False) for d in devices]
+        fits = [_solve(d, prior, update_noise=False, start=f) for d, f in zip(devices, fits, strict=True)]
         logs = np.array([[math.log(t.value) for t in f.terms] for f in fits]).reshape(-1, size)
         own = np.array([np.diag(f.covariance)[:size] for f in fits]).reshape(-1, size)
         mean = (first + logs.sum(0)) / (1 + len(fits))
@@ -168,7 +169,7 @@ def learn(devices: Sequence[Sequence[Row]], before: Prior, rounds: int = 100) ->
     return prior
 
 
-def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True) -> Fit:
+def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True, start: Fit | None = None) -> Fit:
     """The mode, by iteratively re-weighted least squares; the noise is re-estimated from the residuals where asked."""
     kinds = sorted({r.kind for r in rows} - {""})
     size = len(prior.terms)
@@ -187,6 +188,9 @@ def _solve(rows: Sequence[Row], prior: Prior, update_noise: bool = True) -> Fit:
         return np.log(total) - measured, np.hstack([shares, shares[:, :1] * of_kind])
 
     x, noise, weights = centre.copy(), prior.noise, np.ones(len(rows))
+    if start is not None:
+        x = np.log([t.value for t in (*start.terms, *start.kinds)])
+        weights = (TAIL + 1) / (TAIL + (look(x)[0] / noise) ** 2)
     for _ in range(8 if rows else 1):
         x = _minimise(look, x, centre, precision, weights / noise**2)
         residuals, jacobian = look(x)
@@ -231,7 +235,7 @@ def _minimise(look: Look, x: np.ndarray, centre: np.ndarray, precision: np.ndarr
         there = cost(x + step)
         if there <= now:
             x, gain, now, damping = x + step, now - there, there, damping / 4
-            if gain < 1e-10 * (1 + now):
+            if gain < 1e-8 * (1 + now):
                 break
         elif damping > 1e8:
             break

@@ -150,10 +150,11 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         "cache_rate": "bytes/s",
         "prefill_rate": "flop/s",
         "runtime_memory": "bytes",
+        "error": "ratio",
     }
     texts = {"runtime", "backend", "mode", "quant", "build", "note"}
     needed = {"runtime", "backend", "n_rows", "n_models", "status"}
-    _keys(where + ".", table, set(figures) | texts | needed, needed)
+    _keys(where + ".", table, {*figures, "efficiency_of", *texts, *needed}, needed)
     mode = table.get("mode")
     if mode is not None and mode not in {m.name for m in modes}:
         raise ProfileError(f"{where}.mode: {mode!r} is no [[mode]] of this device")
@@ -165,7 +166,9 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         raise ProfileError(f"{where}.status: {rows:g} rows are too few to be called fitted ({SMALL_SET} are needed)")
     if not figures.keys() & table.keys():
         raise ProfileError(f"{where}: has none of {', '.join(figures)}")
+    of_quants = _table(where + ".efficiency_of", table.get("efficiency_of", {}))
     return Calibration(
+        efficiency_of={q: _figure(f"{where}.efficiency_of.{q}", v, sources, "ratio") for q, v in of_quants.items()},
         runtime=_text(where + ".runtime", table["runtime"]),
         backend=_text(where + ".backend", table["backend"]),
         mode=mode,

@@ -1,51 +1,46 @@
 """Which decode and prefill terms apply to a device, and how sure they are.
 
 A profile's own calibration is used where it has one for the runtime and backend; terms that it lacks come from the
-backend's prior. A prior is a median over many devices with its 10th and 90th percentile.
+backend's prior: what a device of this kind that nobody measured would have, learned from the devices that were
+(builtin/backend_priors.json, written by benchmarks/prediction/public.py). All intervals hold 90 %.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from edgeprune._fit import Prior, Term, Z
 from edgeprune.errors import UsageError
 from edgeprune.types import Calibration, DeviceProfile, Figure
 
 SMALL_SET = 8  # fewer rows than this are a prior whatever was fitted to them
-# Survey of published batch-1 rates, most of llama.cpp: dense models, file ≥ 1.5 GiB, depth ≤ 1.1k tokens.
-
-# backend -> (p10, median, p90, rows, devices) of tokens/s · bytes / theoretical bandwidth
-EFFICIENCY = {
-    "cpu": (0.40, 0.58, 0.71, 34, 14),
-    "cuda": (0.57, 0.74, 0.89, 37, 15),
-    "metal": (0.58, 0.79, 0.86, 95, 32),
-    "vulkan": (0.36, 0.67, 0.79, 9, 8),
-    "opencl": (0.41, 0.59, 0.62, 19, 4),
-    "hexagon": (0.24, 0.51, 0.62, 17, 3),
-    "rknpu": (0.80, 0.82, 0.84, 2, 1),
-}
-# backend -> (fast, middle, slow) µs per block beside the bytes. cpu and cuda: fits of Ryzen 7840HS (14 rows) and
-# RTX 3060 (34 rows); the others are set so that 86-91 % of the survey's rows fall between slow and fast.
-OVERHEAD_US = {
-    "cpu": (0.0, 26.0, 60.0),
-    "cuda": (0.0, 38.0, 85.0),
-    "metal": (0.0, 40.0, 85.0),
-    "vulkan": (0.0, 10.0, 100.0),
-    "opencl": (0.0, 100.0, 400.0),
-    "hexagon": (0.0, 100.0, 600.0),
-    "rknpu": (200.0, 347.0, 500.0),
-}
-# CPU attention is bound by arithmetic, not by the bus: 17-46 GFLOP/s in published rows at 512 and 4096 tokens.
-CPU_ATTENTION_FLOPS = (17e9, 20e9, 46e9)
-# GPUs read the cache at a share of the bus: 282 of 360 GB/s (RTX 3060, 2026 build), 18 of 135 GB/s (X Elite OpenCL).
-CACHE_SHARE = {"cuda": (0.3, 0.78, 0.9), "metal": (0.3, 0.6, 0.86), "vulkan": (0.2, 0.5, 0.79)}
-CACHE_SHARE |= {"opencl": (0.05, 0.13, 0.5), "hexagon": (0.05, 0.1, 0.5), "rknpu": (0.1, 0.3, 0.8)}
+PRIORS = Path(__file__).parent / "builtin" / "backend_priors.json"
+# Terms of decode, in the order of a fit's amounts: streamed bytes and cache bytes are divided by the theoretical
+# bandwidth, so that their terms are 1 / share of the bus; overhead is seconds per block, attention seconds per flop.
+TERMS = ("weights", "overhead", "cache", "attention")
+# Before any row: every backend's prior starts here, and it counts as one device.
+WEAK = Prior(
+    (
+        Term("weights", 1 / 0.65, 0.3),
+        Term("overhead", 50e-6, 1.2),
+        Term("cache", 1 / 0.5, 0.8),
+        Term("attention", 1 / 100e9, 1.5),
+    ),
+    noise=0.1,
+    kind_spread=0.15,
+)
 # A probe on the machine reads below the theoretical bus: 54.3 of 76.8 GB/s on an i7-12700H (llama-roofline README).
 PROBE_SHARE = 0.707
+# How far the probe, few cores or arithmetic may take it: one i7 is all that the share above is from.
+PROBE_SPREAD = 0.45
 # A power mode caps clocks beside the bus: AGX Orin decodes 8.1 tok/s at 30 W, 27.1 at MAXN, the memory clock alike.
 MODE_SLOW = 0.30
-# Few cores or a small model are bound by arithmetic instead: the survey's p10 over all CPU rows.
-CPU_ALL_ROWS_P10 = 0.18
+# Rows of one runtime foretell another's rate: MLC, vLLM and llama.cpp on one Jetson differ by up to this factor.
+OTHER_RUNTIME = 1.4
 
 
 class Span(NamedTuple):
@@ -60,11 +55,24 @@ class Rates(NamedTuple):
     bandwidth: float  # bytes/s that `efficiency` is a share of
     efficiency: Span
     overhead_us: Span
-    attention_flops: Span | None  # one of these two
-    cache_bytes_per_s: Span | None
+    attention_flops: Span
+    cache_bytes_per_s: Span
+    noise: float  # spread of one measurement about the formula, as a logarithm
     prefill_flops: float | None
+    prefill_ends: tuple[float, float] | None  # slow, fast
     runtime_memory: int | None
     basis: str
+
+
+def prior(backend: str) -> Prior | None:
+    """Terms of a device of this backend that was never measured; None for a backend without a row."""
+    found = _priors().get(backend)
+    if found is None:
+        return None
+    spans = [found[k] for k in ("efficiency", "overhead_us", "cache_share", "attention_gflops")]
+    values = (1 / spans[0][1], spans[1][1] * 1e-6, 1 / spans[2][1], 1e-9 / spans[3][1])
+    terms = tuple(Term(n, v, math.log(s[2] / s[0]) / (2 * Z)) for n, v, s in zip(TERMS, values, spans, strict=True))
+    return Prior(terms, found["noise"], found["quant_spread"], found["rows"], found["devices"])
 
 
 def backends(device: DeviceProfile, runtime: str) -> tuple[str, ...]:
@@ -75,7 +83,7 @@ def backends(device: DeviceProfile, runtime: str) -> tuple[str, ...]:
 def best_backend(device: DeviceProfile, runtime: str) -> str | None:
     """The first listed backend with a known rate, else the first listed."""
     listed = backends(device, runtime)
-    return next((b for b in listed if b in EFFICIENCY or _rows(device, runtime, b)), listed[0] if listed else None)
+    return next((b for b in listed if b in _priors() or _rows(device, runtime, b)), listed[0] if listed else None)
 
 
 def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, quant: str) -> Rates | None:
@@ -84,12 +92,12 @@ def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, qu
     `mode` None means the device's first mode. Raises UsageError for a mode that the profile does not list.
     """
     chosen = _calibration(device, runtime, backend, mode, quant)
-    if backend not in EFFICIENCY and (chosen is None or chosen.efficiency is None):
+    before = prior(backend)
+    if before is None and (chosen is None or chosen.efficiency is None):
         return None
-    efficiency, basis = _efficiency(device, backend, chosen)
-    if runtime != "llamacpp" and (chosen is None or chosen.efficiency is None):
-        basis += f"; rows are of llama.cpp, none known for {runtime}"
+    known = before or WEAK
     bandwidth = device.bandwidth.value
+    efficiency, basis = _efficiency(device, runtime, backend, quant, chosen, known)
     scale, other = _mode_scale(device, mode)
     if other and (chosen is None or chosen.mode is None):
         if scale is None:
@@ -97,14 +105,17 @@ def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, qu
         bandwidth *= scale
         efficiency = Span(efficiency.slow * MODE_SLOW, efficiency.middle * MODE_SLOW**0.5, efficiency.fast)
         basis += f"; nothing measured in power mode {mode}, so the interval is wide"
-    attention, cache = _attention(device, backend, chosen)
+    _, overhead, cache_term, attention = known.terms
+    prefill = chosen.prefill_rate if chosen else None
     return Rates(
         bandwidth=bandwidth,
         efficiency=efficiency,
-        overhead_us=_overhead(backend, chosen),
-        attention_flops=attention,
-        cache_bytes_per_s=cache,
-        prefill_flops=chosen.prefill_rate.value if chosen and chosen.prefill_rate else None,
+        overhead_us=_overhead(chosen, overhead),
+        attention_flops=_rate(chosen.attention_rate if chosen else None, attention, 1.0),
+        cache_bytes_per_s=_rate(chosen.cache_rate if chosen else None, cache_term, device.bandwidth.value),
+        noise=chosen.error.value if chosen and chosen.error else known.noise,
+        prefill_flops=prefill.value if prefill else None,
+        prefill_ends=(prefill.low or prefill.value, prefill.high or prefill.value) if prefill else None,
         runtime_memory=int(chosen.runtime_memory.value) if chosen and chosen.runtime_memory else None,
         basis=basis,
     )
@@ -137,48 +148,58 @@ def _mode_scale(device: DeviceProfile, mode: str | None) -> tuple[float | None, 
     raise UsageError(f"{device.id} has no power mode {mode!r}; known: {known}")
 
 
-def _efficiency(device: DeviceProfile, backend: str, chosen: Calibration | None) -> tuple[Span, str]:
-    prior = EFFICIENCY.get(backend)
+def _efficiency(
+    device: DeviceProfile, runtime: str, backend: str, quant: str, chosen: Calibration | None, known: Prior
+) -> tuple[Span, str]:
+    """Share of the bandwidth that reading weights reaches, and in words what that rests on."""
+    weights = known.terms[0]
     if chosen is not None and chosen.efficiency is not None:
-        e = chosen.efficiency
-        low, high = e.low, e.high
-        if low is None and prior:
-            low = e.value * prior[0] / prior[1]
-        if high is None and prior:
-            high = min(1.0, e.value * prior[2] / prior[1])
-        what = f"{chosen.n_rows} row{'s' if chosen.n_rows != 1 else ''} of {chosen.n_models} model"
-        what += f"{'s' if chosen.n_models != 1 else ''} on this device, {_of(chosen)}"
-        return Span(low or e.value, e.value, high or e.value), f"{chosen.status}: {what}"
-    p10, median, p90, rows, devices = EFFICIENCY[backend]
-    text = f"prior: {rows} {backend} rows on {devices} devices"
+        figure = chosen.efficiency_of.get(quant)
+        widen = 0.0 if figure or chosen.quant == quant or not chosen.efficiency_of else Z * known.kind_spread
+        span = _rate(figure or chosen.efficiency, weights, 1.0)
+        return _wider(span, widen), f"{chosen.status}: {_counted(chosen)} on this device, {_of(chosen)}"
+    text = f"prior: {known.n_rows} {backend} rows on {known.n_devices} device{'s' if known.n_devices != 1 else ''}"
+    span, widen = Span(1 / weights.high, 1 / weights.value, 1 / weights.low), Z * known.kind_spread
     if device.bandwidth.kind == "measured":
-        span = Span(CPU_ALL_ROWS_P10, min(median / PROBE_SHARE, 1.0), min(p90 / PROBE_SHARE, 1.0))
-        return span, text + ", over a bandwidth measured here"
-    return Span(p10, median, p90), text
+        span = Span(*(min(x / PROBE_SHARE, 1.0) for x in span))
+        widen, text = math.hypot(widen, Z * PROBE_SPREAD), text + ", over a bandwidth measured here"
+    if runtime != "llamacpp":
+        widen = math.hypot(widen, Z * math.log(OTHER_RUNTIME))
+        text += f"; rows are of llama.cpp, none known for {runtime}"
+    return _wider(span, widen), text
+
+
+def _counted(c: Calibration) -> str:
+    return f"{c.n_rows} row{'s' if c.n_rows != 1 else ''} of {c.n_models} model{'s' if c.n_models != 1 else ''}"
 
 
 def _of(c: Calibration) -> str:
     return " ".join(x for x in (c.backend, c.mode, c.quant) if x)
 
 
-def _span(figure: Figure) -> Span:
-    """A rate: low is slow."""
-    return Span(figure.low or figure.value, figure.value, figure.high or figure.value)
+def _wider(span: Span, by: float) -> Span:
+    """`by`: an independent error, half the width of its 90 % interval as a logarithm."""
+    slow = math.exp(-math.hypot(math.log(span.middle / span.slow), by))
+    fast = math.exp(math.hypot(math.log(span.fast / span.middle), by))
+    return Span(span.middle * slow, span.middle, span.middle * fast)
 
 
-def _overhead(backend: str, chosen: Calibration | None) -> Span:
-    if chosen is not None and chosen.overhead_per_block is not None:
-        o = chosen.overhead_per_block
-        return Span(o.high or o.value, o.value, o.low if o.low is not None else o.value)
-    fast, middle, slow = OVERHEAD_US.get(backend, (0.0, 0.0, 0.0))
-    return Span(slow, middle, fast)
+def _rate(figure: Figure | None, term: Term, scale: float) -> Span:
+    """A rate from a profile's figure, or `scale` / the prior's term; an end that the figure lacks is the prior's."""
+    slow, fast = math.exp(-Z * term.spread), math.exp(Z * term.spread)
+    if figure is None:
+        return Span(scale / term.value * slow, scale / term.value, scale / term.value * fast)
+    return Span(figure.low or figure.value * slow, figure.value, figure.high or figure.value * fast)
 
 
-def _attention(device: DeviceProfile, backend: str, chosen: Calibration | None) -> tuple[Span | None, Span | None]:
-    if chosen is not None and chosen.attention_rate is not None:
-        return _span(chosen.attention_rate), None
-    if chosen is not None and chosen.cache_rate is not None:
-        return None, _span(chosen.cache_rate)
-    if backend in CACHE_SHARE:
-        return None, Span(*(share * device.bandwidth.value for share in CACHE_SHARE[backend]))
-    return Span(*CPU_ATTENTION_FLOPS), None
+def _overhead(chosen: Calibration | None, term: Term) -> Span:
+    o = chosen.overhead_per_block if chosen is not None else None
+    if o is None:
+        return Span(term.high * 1e6, term.value * 1e6, term.low * 1e6)
+    slow = o.value * math.exp(Z * term.spread) if o.high is None else o.high
+    return Span(slow, o.value, o.value * math.exp(-Z * term.spread) if o.low is None else o.low)
+
+
+@cache
+def _priors() -> dict[str, Any]:
+    return json.loads(PRIORS.read_text(encoding="utf-8"))["backends"]

@@ -2,7 +2,9 @@
 
 Decode of one token at batch 1, with `depth` tokens in the cache:
 
-    t = streamed_bytes / (efficiency · bandwidth) + n_blocks · overhead + attention(depth)
+    t = streamed_bytes / (efficiency · bandwidth) + n_blocks · overhead + cache_bytes / cache_rate + operations / rate
+
+the last two for attention over `depth`: devices differ in whether reading the cache or the arithmetic binds.
 
 Removing blocks saves in all three terms, quantising only in the first. Terms and their intervals come from
 edgeprune._rates, sizes from edgeprune._sizes.
@@ -13,6 +15,9 @@ whole context, compute buffers, and the runtime's own structures.
 
 from __future__ import annotations
 
+import math
+
+from edgeprune._fit import Z
 from edgeprune._rates import Rates, best_backend, find
 from edgeprune._sizes import Shapes, quants, sizes
 from edgeprune.errors import UsageError
@@ -136,25 +141,27 @@ class Predictor:
             decode_low_tok_per_s=slow,
             decode_high_tok_per_s=fast,
             decode_depth_tokens=DECODE_DEPTH_TOKENS,
-            ttft_s=self._ttft(blocks, prompt_tokens, rates),
+            ttft_s=self._ttft(blocks, prompt_tokens, rates, 1),
+            ttft_low_s=self._ttft(blocks, prompt_tokens, rates, 2),
+            ttft_high_s=self._ttft(blocks, prompt_tokens, rates, 0),
             basis=rates.basis if rates else f"no rate known for {runtime} on {self.backend}{self._in_mode()}",
         )
 
     def _in_mode(self) -> str:
         return f" in power mode {self.mode}" if self.mode else ""
 
-    def _ttft(self, blocks: Blocks, prompt_tokens: int, rates: Rates | None) -> float | None:
+    def _ttft(self, blocks: Blocks, prompt_tokens: int, rates: Rates | None, which: int) -> float | None:
         """Seconds to read the prompt: 2 operations per block parameter and token, the output head once, causal attention.
 
         The rate is what published prefills of ≥ 1 B models reached on this count; smaller models reach less.
         """
-        if rates is None or rates.prefill_flops is None:
+        if rates is None or rates.prefill_flops is None or rates.prefill_ends is None:
             return None
         spec = self.spec
         heads = 4 * spec.n_heads * spec.head_dim * sum(b.attn is not None for b in blocks)
         flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + heads * prompt_tokens * (prompt_tokens + 1) / 2
         flops += 2 * spec.vocab_size * spec.hidden_size
-        return flops / rates.prefill_flops
+        return flops / (rates.prefill_ends[0], rates.prefill_flops, rates.prefill_ends[1])[which]
 
 
 def decode_seconds(
@@ -167,17 +174,54 @@ def decode_seconds(
     which: int,
     depth_tokens: int = DECODE_DEPTH_TOKENS,
 ) -> float | None:
-    """Seconds per token; `which` 0 = slow end of every term, 1 = middle, 2 = fast end. None when no rate is known."""
+    """Seconds per token; `which` 0 = slow end of the 90 % interval, 1 = middle, 2 = fast end. None when no rate is known.
+
+    The terms' errors are independent, so each counts by its share of the time and they add in squares, with the spread
+    of one measurement about the formula.
+    """
     if rates is None:
         return None
-    t = streamed_bytes / (rates.efficiency[which] * rates.bandwidth) + len(blocks) * rates.overhead_us[which] * 1e-6
-    if rates.attention_flops is not None:
-        with_attention = sum(b.attn is not None for b in blocks)
-        return t + with_attention * 4 * spec.n_heads * spec.head_dim * depth_tokens / rates.attention_flops[which]
-    element = 2 if runtime == "llamacpp" or quant == "fp16" else 4
-    elements = sum(spec.blocks[b.attn].kv_elements_per_token for b in blocks if b.attn is not None)
-    assert rates.cache_bytes_per_s is not None
-    return t + elements * element * depth_tokens / rates.cache_bytes_per_s[which]
+    slow, middle, fast = (
+        _parts(spec, blocks, streamed_bytes, quant, runtime, rates, k, depth_tokens) for k in range(3)
+    )
+    seconds = sum(middle)
+    if which == 1:
+        return seconds
+    ends = zip(middle, slow if which == 0 else fast, strict=True)
+    apart = [m / seconds * math.log(end / m) for m, end in ends if m > 0 and end > 0]
+    return seconds * math.exp((1 if which == 0 else -1) * math.hypot(Z * rates.noise, *apart))
+
+
+def _parts(
+    spec: ModelSpec,
+    blocks: Blocks,
+    streamed_bytes: int,
+    quant: str,
+    runtime: str,
+    rates: Rates,
+    which: int,
+    depth_tokens: int,
+) -> tuple[float, ...]:
+    """Seconds for weights, the blocks' fixed cost, reading the cache, and attention's arithmetic."""
+    cache_bytes, flops = attention_work(
+        spec, blocks, depth_tokens, 2 if runtime == "llamacpp" or quant == "fp16" else 4
+    )
+    return (
+        streamed_bytes / (rates.efficiency[which] * rates.bandwidth),
+        len(blocks) * rates.overhead_us[which] * 1e-6,
+        cache_bytes / rates.cache_bytes_per_s[which],
+        flops / rates.attention_flops[which],
+    )
+
+
+def attention_work(spec: ModelSpec, blocks: Blocks, depth_tokens: int, element_bytes: int) -> tuple[float, float]:
+    """(bytes of cache read, operations) for one token with `depth_tokens` before it; a window sees no more than itself."""
+    elements = flops = 0
+    for block in (spec.blocks[b.attn] for b in blocks if b.attn is not None):
+        seen = min(depth_tokens, block.sliding_window_tokens or depth_tokens)
+        elements += block.kv_elements_per_token * seen
+        flops += 4 * spec.n_heads * spec.head_dim * seen
+    return elements * element_bytes, flops
 
 
 def predict(

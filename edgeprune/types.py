@@ -175,9 +175,11 @@ class Calibration(Record):
     quant: str | None = None
     build: str | None = None
     efficiency: Figure | None = None  # fraction of theoretical bandwidth reached on weights
+    efficiency_of: dict[str, Figure] = {}  # quantisation -> that fraction, where it was measured
     overhead_per_block: Figure | None = None  # us
     attention_rate: Figure | None = None  # flop/s reached by attention over the cache
-    cache_rate: Figure | None = None  # bytes/s reading the cache, where that fits better than attention_rate
+    cache_rate: Figure | None = None  # bytes/s reading the cache
+    error: Figure | None = None  # spread (standard deviation of the logarithm) of one measurement about the formula
     prefill_rate: Figure | None = None  # flop/s reached in prefill
     runtime_memory: Figure | None = None  # bytes of the runtime itself
     n_rows: int
@@ -237,6 +239,8 @@ class Prediction(Record):
     decode_high_tok_per_s: float | None
     decode_depth_tokens: int = 64  # tokens in the cache at that speed; 64 is the mean of llama-bench's tg128
     ttft_s: float | None
+    ttft_low_s: float | None = None
+    ttft_high_s: float | None = None
     basis: str  # "prior", "fitted" or "host-calibrated", and from what
 
 
