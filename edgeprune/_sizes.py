@@ -21,6 +21,7 @@ GGUF_METADATA_BYTES = 4096
 GGUF_PROVENANCE_BYTES = 900  # what a pruned file says of its origin (measured)
 
 Shape = tuple[int, ...]
+Halves = tuple[tuple[int | None, int | None], ...]
 
 
 class Sizes(NamedTuple):
@@ -54,6 +55,8 @@ class Shapes:
         self._parts: dict[tuple, _Part] = {}
         self._placed: dict[tuple, list[tuple[str, Shape]]] = {}
         self.onnx_cache: dict[tuple, int] = {}
+        self._sized: dict[tuple, Sizes] = {}
+        self._halves: dict[int, tuple[Blocks, Halves]] = {}
 
     def _kind(self, sub: SubLayerSpec) -> int:
         key = tuple(sorted(sub.tensors.items()))
@@ -62,12 +65,17 @@ class Shapes:
             self.tensors.append(key)
         return self._known[key]
 
-    def halves(self, blocks: Blocks) -> list[tuple[int | None, int | None]]:
+    def halves(self, blocks: Blocks) -> Halves:
         """Per block the kinds of its attention and its feed-forward; None for a half it lacks."""
-        pairs = (
-            (None if b.attn is None else self.attn[b.attn], None if b.ffn is None else self.ffn[b.ffn]) for b in blocks
-        )
-        return [tuple(k if k is not None and self.tensors[k] else None for k in pair) for pair in pairs]
+        # by identity, since hashing a list takes as long as reading it; the list is kept, so no other can take its place
+        if id(blocks) not in self._halves:
+            pairs = (
+                (None if b.attn is None else self.attn[b.attn], None if b.ffn is None else self.ffn[b.ffn])
+                for b in blocks
+            )
+            found = tuple(tuple(k if k is not None and self.tensors[k] else None for k in pair) for pair in pairs)
+            self._halves[id(blocks)] = blocks, found
+        return self._halves[id(blocks)][1]
 
     def block_params(self, blocks: Blocks) -> int:
         return sum(self.params[k] for pair in self.halves(blocks) for k in pair if k is not None)
@@ -79,15 +87,21 @@ class Shapes:
 
         `imatrix`: whether an importance matrix is given, which changes some types; None: where `quant` needs one.
         """
-        spec, halves, gqa = self.spec, self.halves(blocks), self.gqa
+        key = (self.halves(blocks), quant, isa, imatrix)
+        if key not in self._sized:
+            self._sized[key] = self._gguf(*key)
+        return self._sized[key]
+
+    def _gguf(self, halves: Halves, quant: str, isa: frozenset[str], imatrix: bool | None) -> Sizes:
+        spec, gqa = self.spec, self.gqa
         arch = self.family.GGUF_ARCH if self.family else spec.model_type
         if any(None in pair for pair in halves):
             arch = getattr(self.family, "GGUF_ARCH_IRREGULAR", arch)
             gqa = 1 if arch == "openelm" and halves[0][0] is None else gqa  # as its first block says
-            halves = [self._filled(pair, arch) for pair in halves]
+            halves = tuple(self._filled(pair, arch) for pair in halves)
         doubled = spec.tied_embeddings and spec.family == "olmo2"  # llama.cpp's graph of it asks for an output matrix
         tied = spec.tied_embeddings and not doubled
-        n = len(blocks)
+        n = len(halves)
         wide70 = n == 80 and (arch in ("qwen2", "deci") or (arch == "llama" and spec.n_heads != spec.n_kv_heads))
         with_matrix = quant in mix.NEED_IMATRIX if imatrix is None else imatrix
         facts = mix.Facts(gqa, tied, wide70, with_matrix)
@@ -159,7 +173,10 @@ class Shapes:
 
     def onnx(self, blocks: Blocks, quant: str) -> Sizes:
         """The folder that exporters.onnx writes: matrices quantised, everything else float (float16 in fp16)."""
-        return Sizes(*onnx_sizes(self, blocks, quant))
+        key = (self.halves(blocks), quant)
+        if key not in self._sized:
+            self._sized[key] = Sizes(*onnx_sizes(self, blocks, quant))
+        return self._sized[key]
 
 
 def _fused(tensors: dict[str, Shape]) -> dict[str, Shape]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from edgeprune.types import Block, Blocks
 
 
+@functools.cache
 def whole(n_blocks: int) -> Blocks:
     return tuple(Block(attn=i, ffn=i) for i in range(n_blocks))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 
+from edgeprune import _kv_types
 from edgeprune._fit import Z
 from edgeprune._rates import Rates, best_backend, find
 from edgeprune._sizes import Shapes, quants, sizes
@@ -28,6 +29,8 @@ __all__ = ["Predictor", "best_backend", "compute_bytes", "kv_bytes", "predict", 
 DECODE_DEPTH_TOKENS = 64  # the mean over llama-bench's tg128
 LLAMACPP_CELLS = 256  # n_ctx is rounded up to this
 LLAMACPP_UBATCH = 512
+# Families whose windows llama.cpp does not know or has switched off (src/models/*.cpp: swa_type): a cache of full length.
+FULL_CACHE = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 MIB = 1 << 20
 
 # llama.cpp: process growth beside weights, cache and compute buffers. Measured with llama-cpp-python 0.3.36 on
@@ -43,12 +46,16 @@ ONNX_VOCAB_BYTES = 540
 ONNX_RESIDENT = {"fp32": 1.15, "fp16": 2.4, "int8": 1.0, "int4-mixed": 1.0, "int4": 1.0}
 
 
-def kv_bytes(spec: ModelSpec, blocks: Blocks, runtime: str, quant: str, context_tokens: int) -> int:
-    """Bytes of the KV cache. Blocks without attention have none.
+def kv_bytes(
+    spec: ModelSpec, blocks: Blocks, runtime: str, quant: str, context_tokens: int, kv_type: str | None = None
+) -> int:
+    """Bytes of the KV cache. Blocks without attention have none. `kv_type` None: what the runtime takes unasked.
 
-    llama.cpp: F16, cells rounded up to 256; a sliding window needs window + one micro-batch (src/llama-kv-cache-iswa.cpp,
+    llama.cpp: cells rounded up to 256; a sliding window needs window + one micro-batch (src/llama-kv-cache-iswa.cpp,
     swa_full off as llama-bench sets it). onnxruntime: one array of the whole context per block, float32 (float16 in fp16).
     """
+    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
+    windowed = spec.family not in FULL_CACHE
     total = 0
     for b in blocks:
         if b.attn is None:
@@ -56,12 +63,12 @@ def kv_bytes(spec: ModelSpec, blocks: Blocks, runtime: str, quant: str, context_
         block = spec.blocks[b.attn]
         if runtime == "llamacpp":
             cells = _pad(context_tokens)
-            if block.sliding_window_tokens is not None:
+            if windowed and block.sliding_window_tokens is not None:
                 cells = min(cells, _pad(block.sliding_window_tokens + min(LLAMACPP_UBATCH, context_tokens)))
-            total += cells * block.kv_elements_per_token * 2
+            total += cells * block.kv_elements_per_token
         else:
-            total += context_tokens * block.kv_elements_per_token * (2 if quant == "fp16" else 4)
-    return total
+            total += context_tokens * block.kv_elements_per_token
+    return round(total * element)
 
 
 def compute_bytes(spec: ModelSpec, runtime: str, backend: str, context_tokens: int, prompt_tokens: int) -> int:
@@ -113,7 +120,9 @@ class Predictor:
         self._isa = frozenset((device.isa or "").split()) if (runtime, backend) == ("llamacpp", "cpu") else frozenset()
         self._rates: dict[str, Rates | None] = {}
 
-    def __call__(self, blocks: Blocks, quant: str, context_tokens: int, prompt_tokens: int) -> Prediction:
+    def __call__(
+        self, blocks: Blocks, quant: str, context_tokens: int, prompt_tokens: int, kv_type: str | None = None
+    ) -> Prediction:
         """Raises UsageError for an unknown quantisation, an unknown mode or a context beyond the model's."""
         spec, runtime = self.spec, self.runtime
         _check_context(spec, context_tokens)
@@ -124,10 +133,13 @@ class Predictor:
         weights = size.tensor_bytes + size.repack_bytes
         if runtime == "onnxruntime" and self.backend == "cpu":
             weights = round(weights * ONNX_RESIDENT[quant])
-        kv = kv_bytes(spec, blocks, runtime, quant, context_tokens)
+        kv = kv_bytes(spec, blocks, runtime, quant, context_tokens, kv_type)
         compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, rates)
-        times = [decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, k) for k in range(3)]
+        times = [
+            decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, k, kv_type=kv_type)
+            for k in range(3)
+        ]
         slow, middle, fast = (None if t is None else 1 / t for t in times)
         return Prediction(
             file_bytes=size.file_bytes,
@@ -173,6 +185,7 @@ def decode_seconds(
     rates: Rates | None,
     which: int,
     depth_tokens: int = DECODE_DEPTH_TOKENS,
+    kv_type: str | None = None,
 ) -> float | None:
     """Seconds per token; `which` 0 = slow end of the 90 % interval, 1 = middle, 2 = fast end. None when no rate is known.
 
@@ -181,9 +194,8 @@ def decode_seconds(
     """
     if rates is None:
         return None
-    slow, middle, fast = (
-        _parts(spec, blocks, streamed_bytes, quant, runtime, rates, k, depth_tokens) for k in range(3)
-    )
+    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
+    slow, middle, fast = (_parts(spec, blocks, streamed_bytes, rates, k, depth_tokens, element) for k in range(3))
     seconds = sum(middle)
     if which == 1:
         return seconds
@@ -196,16 +208,13 @@ def _parts(
     spec: ModelSpec,
     blocks: Blocks,
     streamed_bytes: int,
-    quant: str,
-    runtime: str,
     rates: Rates,
     which: int,
     depth_tokens: int,
+    element_bytes: float,
 ) -> tuple[float, ...]:
     """Seconds for weights, the blocks' fixed cost, reading the cache, and attention's arithmetic."""
-    cache_bytes, flops = attention_work(
-        spec, blocks, depth_tokens, 2 if runtime == "llamacpp" or quant == "fp16" else 4
-    )
+    cache_bytes, flops = attention_work(spec, blocks, depth_tokens, element_bytes)
     return (
         streamed_bytes / (rates.efficiency[which] * rates.bandwidth),
         len(blocks) * rates.overhead_us[which] * 1e-6,
@@ -214,7 +223,7 @@ def _parts(
     )
 
 
-def attention_work(spec: ModelSpec, blocks: Blocks, depth_tokens: int, element_bytes: int) -> tuple[float, float]:
+def attention_work(spec: ModelSpec, blocks: Blocks, depth_tokens: int, element_bytes: float) -> tuple[float, float]:
     """(bytes of cache read, operations) for one token with `depth_tokens` before it; a window sees no more than itself."""
     elements = flops = 0
     for block in (spec.blocks[b.attn] for b in blocks if b.attn is not None):
@@ -234,9 +243,10 @@ def predict(
     context_tokens: int,
     prompt_tokens: int,
     mode: str | None = None,
+    kv_type: str | None = None,
 ) -> Prediction:
     """Memory and speed foretold. For many block lists make one Predictor."""
-    return Predictor(spec, device, runtime, backend, mode)(blocks, quant, context_tokens, prompt_tokens)
+    return Predictor(spec, device, runtime, backend, mode)(blocks, quant, context_tokens, prompt_tokens, kv_type)
 
 
 def _check_context(spec: ModelSpec, context_tokens: int) -> None:

@@ -24,13 +24,15 @@ class UsageError(EdgepruneError):
 
 
 class InfeasibleBudget(EdgepruneError):
-    """`nearest` maps a budget line to the nearest value that works, e.g. {"max_mem_bytes": 123456}."""
+    """`nearest` maps a budget line to the nearest value that works, e.g. {"max_mem_bytes": 123456}; `nearest_plan` is the
+    plan (types.Plan) then made. Both are empty when no budget on this device works."""
 
     exit_code = 3
 
-    def __init__(self, message: str, nearest: dict[str, float] | None = None):
+    def __init__(self, message: str, nearest: dict[str, float] | None = None, nearest_plan: object = None):
         super().__init__(message)
         self.nearest = nearest or {}
+        self.nearest_plan = nearest_plan
 
 
 class InputRejected(EdgepruneError):

@@ -218,10 +218,15 @@ class Budget(Record):
     max_mem_bytes: int | None = None
     min_decode_tok_per_s: float | None = None
     max_ttft_s: float | None = None
+    max_file_bytes: int | None = None
+    max_kl: float | None = None  # of removal and quantisation together, nats per token
+    max_ppl_ratio: float | None = None  # perplexity over the whole, unquantised model's
     prompt_tokens: int = 512  # what max_ttft_s is for
     context_tokens: int = 2048  # KV cache reserved
     quant: str = "auto"
+    kv_type: str = "auto"  # llama.cpp's type of the KV cache: f16, q8_0 or q4_0
     runtime: str = "auto"
+    objective: Literal["quality", "speed", "size", "memory"] = "quality"  # what is best among all that meets the limits
 
 
 class Prediction(Record):
@@ -245,14 +250,16 @@ class Prediction(Record):
 
 
 class Alternative(Record):
-    """A candidate the planner looked at: the best block list for this runtime × quantisation, and why it lost."""
+    """A candidate the planner looked at, and why it lost or what it gives for what."""
 
     runtime: str
     quant: str
+    kv_type: str = "f16"
     n_blocks: int
     removed: str
     damage_kl: float | None  # removal, measured
     quant_kl: float | None  # quantisation, prior
+    kv_kl: float | None = 0.0  # KV cache type, prior
     prediction: Prediction
     reason: str
 
@@ -270,6 +277,7 @@ class Plan(Record):
     runtime: str
     backend: str
     quant: str
+    kv_type: str = "f16"  # of the KV cache, as the runtime calls it; f32 in onnxruntime
     budget: Budget
     memory_limit_bytes: int | None
     memory_limit_from: str  # "--max-mem" or "device"
@@ -279,9 +287,13 @@ class Plan(Record):
     damage_perplexity: float | None
     whole_perplexity: float | None
     quant_kl: float | None
+    kv_kl: float | None = 0.0  # prior
+    expected_kl: float | None = None  # removal, quantisation and KV cache together
+    expected_ppl_ratio: float | None = None
     prediction: Prediction
-    prediction_whole: Prediction  # same quantisation and runtime, nothing removed
-    alternatives: tuple[Alternative, ...]
+    prediction_whole: Prediction  # same quantisation, cache and runtime, nothing removed
+    alternatives: tuple[Alternative, ...]  # the best of every other runtime × quantisation
+    front: tuple[Alternative, ...] = ()  # damage × memory × speed: none is beaten in all three
     scores_sha256: str | None
     metric: str | None
 

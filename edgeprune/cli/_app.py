@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from edgeprune import __version__
 from edgeprune.cli._terminal import guarded, note, say
+from edgeprune.errors import UsageError
 from edgeprune.types import Budget
 
 EXIT_CODES = (
@@ -51,11 +52,12 @@ def command_line() -> str:
     return shlex.join(["edgeprune", *sys.argv[1:]])
 
 
-def budget_of(max_mem: Any, min_tps: Any, max_ttft: Any, prompt: int, context: int, quant: str, runtime: str) -> Budget:
-    return Budget(
-        max_mem_bytes=max_mem, min_decode_tok_per_s=min_tps, max_ttft_s=max_ttft, prompt_tokens=prompt,
-        context_tokens=context, quant=quant, runtime=runtime,
-    )  # fmt: skip
+def budget_of(**asked: Any) -> Budget:
+    """A budget of the options given. Raises UsageError for an objective that there is not."""
+    objectives = get_args(Budget.model_fields["objective"].annotation)
+    if asked.get("objective", "quality") not in objectives:
+        raise UsageError(f"no objective called {asked['objective']!r}; known: {', '.join(objectives)}")
+    return Budget(**asked)
 
 
 def device_profile(name: str) -> Any:

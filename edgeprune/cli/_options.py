@@ -17,6 +17,16 @@ def _size(text: str) -> int:
         raise typer.BadParameter(str(e)) from None
 
 
+def _limit(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{text} is not a limit that can be met")
+    return value
+
+
 def _ends(text: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
@@ -34,8 +44,17 @@ Device = Annotated[
 ]
 MaxMem = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Memory for weights, KV cache, buffers and runtime, e.g. 8GB or 8GiB.")]  # fmt: skip  # noqa: E501
 Memory = Annotated[int | None, typer.Option("--max-memory", parser=_size, metavar="SIZE", help="What weights and activations may take in each process; a larger model is read from disk. Default: what is free.")]  # fmt: skip  # noqa: E501
-MinTps = Annotated[float | None, typer.Option(min=0.001, help="Least decode speed at batch 1, tokens per second.")]
-MaxTtft = Annotated[float | None, typer.Option(min=0.0001, help="Longest time to first token, seconds, for --prompt tokens.")]  # fmt: skip
+MaxFile = Annotated[
+    int | None, typer.Option(parser=_size, metavar="SIZE", help="Size of the .gguf or the ONNX folder.")
+]
+MaxKl = Annotated[float | None, typer.Option(parser=_limit, metavar="NATS", help="Expected damage: KL from the whole, unquantised model, nats per token; of removal as measured, of quantisation as published.")]  # fmt: skip  # noqa: E501
+MaxPplRatio = Annotated[float | None, typer.Option(parser=_limit, metavar="RATIO", help="Expected perplexity over the whole, unquantised model's, e.g. 1.1.")]  # fmt: skip  # noqa: E501
+Objective = Annotated[str, typer.Option(help="What is best among all that fits: quality, speed, size or memory.")]
+KvType = Annotated[str, typer.Option(help="llama.cpp's type of the KV cache: f16, q8_0, q4_0 or 'auto'.")]
+MinTps = Annotated[
+    float | None, typer.Option(parser=_limit, metavar="RATE", help="Least decode speed at batch 1, tokens per second.")
+]
+MaxTtft = Annotated[float | None, typer.Option(parser=_limit, metavar="SECONDS", help="Longest time to first token, seconds, for --prompt tokens.")]  # fmt: skip  # noqa: E501
 Prompt = Annotated[int, typer.Option(min=1, help="Prompt length --max-ttft is for, tokens.")]
 Context = Annotated[int, typer.Option(min=1, help="Context the KV cache is reserved for, tokens.")]
 Quant = Annotated[str, typer.Option(help="A quantisation (Q8_0, Q4_K_M, int8, …) or 'auto'.")]

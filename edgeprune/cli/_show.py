@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from edgeprune._quant_kl import assumes_matrix
 from edgeprune.cli._terminal import say, table
 from edgeprune.types import (
     Artifact,
@@ -14,7 +13,6 @@ from edgeprune.types import (
     Measurement,
     ModelSpec,
     Plan,
-    Prediction,
     Quality,
     Report,
     Scores,
@@ -146,56 +144,6 @@ def _gone(s: Scores, k: int) -> str:
     before = set(removed_sublayers(s.path[k - 1].blocks, s.n_blocks)) if k else set()
     new = [g for g in removed_sublayers(s.path[k].blocks, s.n_blocks) if g not in before]
     return " ".join(f"{kind}{i}" for kind, i in new)
-
-
-def plan(p: Plan, d: DeviceProfile, s: ModelSpec) -> None:
-    say(f"{p.model} on {d.name} ({d.id}{', ' + p.mode if p.mode else ''})")
-    what = (
-        f"remove {p.removed}; {len(p.blocks)} of {p.n_blocks_whole} blocks stay"
-        if p.removed
-        else f"remove nothing: all {p.n_blocks_whole} blocks stay"
-    )  # noqa: E501
-    say(f"plan: {p.quant} in {p.runtime} on {p.backend}, {what}")
-    if p.removed:
-        say(
-            f"damage: KL {number(p.damage_kl)} nats per token, perplexity {number(p.whole_perplexity, 4)} →"
-            f" {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)"
-        )  # noqa: E501
-    if p.quant_kl is not None:
-        given = "prior, with an importance matrix; more without" if assumes_matrix(p.runtime, p.quant) else "prior"
-        say(f"quantisation: KL about {number(p.quant_kl)} nats per token ({given})")
-    if p.memory_limit_bytes is not None:
-        say(f"memory limit: {show_bytes(p.memory_limit_bytes)}, set by {p.memory_limit_from}")
-    whole, cut = p.prediction_whole, p.prediction
-    rows = [[label, show(whole), show(cut)] for label, show in _PREDICTED]
-    table(f"predicted at context {p.budget.context_tokens} ({cut.basis})", ["", "whole", "plan"], rows)
-    if p.alternatives:
-        rows = [
-            [a.runtime, a.quant, str(a.n_blocks), show_bytes(a.prediction.memory_bytes), _speed(a.prediction), a.reason]
-            for a in p.alternatives
-        ]
-        table("also looked at", ["runtime", "quant", "blocks", "memory", "tok/s", "why not"], rows, right=(2,))
-
-
-def _speed(p: Prediction) -> str:
-    if p.decode_tok_per_s is None:
-        return "not known"
-    low, high = p.decode_low_tok_per_s, p.decode_high_tok_per_s
-    return number(p.decode_tok_per_s) + (
-        f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
-    )
-
-
-_PREDICTED = (
-    ("file", lambda p: show_bytes(p.file_bytes)),
-    ("weights in memory", lambda p: show_bytes(p.weights_bytes)),
-    ("KV cache", lambda p: show_bytes(p.kv_bytes)),
-    ("compute buffers", lambda p: show_bytes(p.compute_bytes)),
-    ("runtime", lambda p: show_bytes(p.runtime_bytes)),
-    ("memory in all", lambda p: show_bytes(p.memory_bytes)),
-    ("decode, tokens/s", _speed),
-    ("time to first token, s", lambda p: "not known" if p.ttft_s is None else number(p.ttft_s)),
-)
 
 
 def pruned(out: Path, before: ModelSpec, after: ModelSpec, p: Plan) -> None:

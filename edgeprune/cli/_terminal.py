@@ -121,7 +121,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
                     {
                         "error": str(e),
                         "exit_code": e.exit_code,
-                        **({"nearest": e.nearest} if hasattr(e, "nearest") else {}),
+                        **({"nearest": e.nearest, "nearest_plan": e.nearest_plan} if hasattr(e, "nearest") else {}),
                     }
                 )
             raise _fail(str(e), e.exit_code, e) from None

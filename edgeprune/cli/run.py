@@ -15,13 +15,18 @@ from edgeprune.cli._options import (
     Device,
     Effort,
     Json,
+    KvType,
+    MaxFile,
+    MaxKl,
     MaxMem,
+    MaxPplRatio,
     MaxSteps,
     MaxTtft,
     Metric,
     MinTps,
     Mode,
     ModelOrBuiltin,
+    Objective,
     Prompt,
     Quant,
     Runtime,
@@ -42,10 +47,15 @@ def run(
     max_mem: MaxMem = None,
     min_tps: MinTps = None,
     max_ttft: MaxTtft = None,
+    max_file: MaxFile = None,
+    max_kl: MaxKl = None,
+    max_ppl_ratio: MaxPplRatio = None,
     prompt: Prompt = 512,
     context: Context = 2048,
     quant: Quant = "auto",
+    kv_type: KvType = "auto",
     runtime: Runtime = "auto",
+    objective: Objective = "quality",
     mode: Mode = None,
     scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`; else scored here.")] = None,
     metric: Metric = "kl_search",
@@ -71,7 +81,11 @@ def run(
     from edgeprune import run as running
     from edgeprune.types import Scores
 
-    budget = budget_of(max_mem, min_tps, max_ttft, prompt, context, quant, runtime)
+    budget = budget_of(
+        max_mem_bytes=max_mem, min_decode_tok_per_s=min_tps, max_ttft_s=max_ttft, max_file_bytes=max_file, max_kl=max_kl,
+        max_ppl_ratio=max_ppl_ratio, prompt_tokens=prompt, context_tokens=context, quant=quant, kv_type=kv_type,
+        runtime=runtime, objective=objective,
+    )  # fmt: skip
     profile = device_profile(device)
     if model is None:
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
