@@ -23,6 +23,7 @@ from typing import Any
 from edgeprune import catalog
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
 from edgeprune.files import sha256_tree, tree_bytes
+from edgeprune.runtimes import cache_option
 from edgeprune.types import Measurement, Workload
 
 Progress = Callable[[str, int, int], None]
@@ -229,7 +230,9 @@ def _serve(request: dict[str, Any]) -> None:
         build = module.version()
         np.random.default_rng(0).integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
         baseline = memory_now()["rss"]
-        session = module.open_session(path, n_ctx=context_tokens(workload), n_threads=threads)
+        cache = cache_option(module, workload.kv_type)
+        workload = workload.model_copy(update={"kv_type": cache.get("kv_type")})
+        session = module.open_session(path, n_ctx=context_tokens(workload), n_threads=threads, **cache)
         loaded = memory_now()["rss"]
         protocol = Protocol(session, workload)
         for line in sys.stdin:

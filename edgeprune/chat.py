@@ -12,6 +12,7 @@ import numpy as np
 from edgeprune import catalog
 from edgeprune.bench import physical_cores, runtime_for
 from edgeprune.errors import InputRejected, UsageError
+from edgeprune.runtimes import cache_option
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
 
@@ -44,12 +45,16 @@ class Reply(NamedTuple):
 class Chat:
     """An artifact opened for generation. What a dialogue shares with the turn before is not computed again."""
 
-    def __init__(self, path: Path, *, n_ctx: int = 2048, n_threads: int | None = None, precise: bool = False):
-        """`precise` is passed on to the runtime. Raises InputRejected when no runtime reads the path, and what it raises."""
+    def __init__(
+        self, path: Path, *, n_ctx: int = 2048, n_threads: int | None = None, precise: bool = False,
+        kv_type: str | None = None,
+    ):  # fmt: skip
+        """`precise` and `kv_type` are passed on to the runtime. Raises InputRejected when no runtime reads the path, and what it raises."""
         self.runtime = runtime_for(path)
         module = catalog.load("edgeprune.runtimes", self.runtime)
         threads = n_threads or physical_cores()
-        self.session = module.open_session(path, n_ctx=n_ctx, n_threads=threads, precise=precise)
+        cache = cache_option(module, kv_type)
+        self.session = module.open_session(path, n_ctx=n_ctx, n_threads=threads, precise=precise, **cache)
         self._cached: list[int] = []
 
     def __enter__(self) -> Chat:

@@ -15,6 +15,7 @@ from edgeprune.comparison import stderr
 from edgeprune.divergence import Divergence, compare, nll
 from edgeprune.errors import InputRejected
 from edgeprune.files import sha256_tree
+from edgeprune.runtimes import cache_option
 from edgeprune.types import Quality, Text
 
 Progress = Callable[[str, int, int], None]
@@ -29,9 +30,12 @@ def evaluate(
     context_tokens: int = 512,
     n_threads: int | None = None,
     avoid: Text | None = None,
+    kv_type: str | None = None,
     progress: Progress,
 ) -> list[Quality]:
     """One Quality per subject (name -> path), in one pass over the windows; every model is open at once.
+
+    `kv_type`: of the subjects' KV cache, in runtimes that have several.
 
     Perplexity is over every token of a window but its first. KL(whole ‖ subject) and top-1 agreement need `whole`;
     its windows' standard error is over window means. Raises InputRejected when the vocabularies differ.
@@ -42,9 +46,10 @@ def evaluate(
 
         def open_one(path: Path) -> tuple[str, Any]:
             runtime = runtime_for(path)
-            session = catalog.load("edgeprune.runtimes", runtime).open_session(
-                path, n_ctx=context_tokens, n_threads=n_threads or physical_cores()
-            )
+            module = catalog.load("edgeprune.runtimes", runtime)
+            cache = {} if path == whole else cache_option(module, kv_type)
+            threads = n_threads or physical_cores()
+            session = module.open_session(path, n_ctx=context_tokens, n_threads=threads, **cache)
             stack.callback(session.close)
             return runtime, session
 

@@ -14,6 +14,7 @@ from edgeprune.types import Measurement, Workload
 
 def rows(m: Measurement) -> list[dict[str, Any]]:
     """One row for prompt processing and one for generation, with llama-bench's field names and ours besides."""
+    cache = m.workload.kv_type or ("f16" if m.runtime == "llamacpp" else None)
     shared = {
         "build_commit": m.build,
         "cpu_info": m.host.get("cpu"),
@@ -23,6 +24,7 @@ def rows(m: Measurement) -> list[dict[str, Any]]:
         "model_size": m.model_bytes,
         "n_threads": m.n_threads,
         "n_depth": m.workload.n_depth,
+        **({"type_k": cache, "type_v": cache} if cache else {}),
         "test_time": m.test_time,
         "engine": m.runtime,
         "weights_sha256": m.artifact_sha256,
@@ -62,6 +64,7 @@ def run(binary: Path, gguf: Path, workload: Workload, ours: Measurement | None) 
     """
     command = [binary, "-m", gguf, "-p", workload.n_prompt, "-n", workload.n_gen, "-d", workload.n_depth]
     command += ["-r", workload.repetitions, "-o", "json"]
+    command += ["-ctk", workload.kv_type, "-ctv", workload.kv_type, "-fa", "on"] if workload.kv_type else []
     if ours:
         command += ["-t", ours.n_threads, *(["--repack", 0] if "no repacked weights" in ours.build else [])]
     try:

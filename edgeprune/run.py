@@ -112,7 +112,7 @@ def run(
     artifacts = _export_all(base, spec, made, out, options, journal, progress)
     _write_list(out / "artifacts.json", artifacts)
     _write_predictions(spec, made, device, budget, artifacts, out, options.mode)
-    _measure_all(artifacts, out, workload(options.workload, budget), journal, progress)
+    _measure_all(artifacts, out, workload(options.workload, budget, made), journal, progress)
     _evaluate(base, spec, made, artifacts, scores, out, options, journal, progress)
     write_text(
         out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True
@@ -210,10 +210,11 @@ def artifact_name(model_name: str, pruned: bool, fmt: str, quant: str) -> str:
     return f"{name}{'-pruned' if pruned else ''}-{quant}.gguf"
 
 
-def workload(base: Workload, budget: Budget) -> Workload:
-    """The usual tests, with the planned context reserved, so that measured memory is of what was planned."""
+def workload(base: Workload, budget: Budget, made: Plan) -> Workload:
+    """The usual tests with the planned context and cache, so that measured memory is of what was planned."""
     n = budget.context_tokens
-    return base.model_copy(update={"n_prompt": min(base.n_prompt, n), "n_gen": min(base.n_gen, n), "context_tokens": n})
+    sizes = {"n_prompt": min(base.n_prompt, n), "n_gen": min(base.n_gen, n), "context_tokens": n}
+    return base.model_copy(update={**sizes, "kv_type": made.kv_type if made.runtime == "llamacpp" else None})
 
 
 def _measure_all(artifacts: list[Artifact], out: Path, load: Workload, journal: Journal, progress: Progress) -> None:
@@ -238,7 +239,7 @@ def _evaluate(
     def work() -> None:
         found = evaluate(
             subjects, whole=base, files=options.texts, n_windows=options.windows, context_tokens=options.context,
-            avoid=scores.text, progress=progress,
+            avoid=scores.text, kv_type=made.kv_type if made.runtime == "llamacpp" else None, progress=progress,
         )  # fmt: skip
         _write_list(path, found)
 
@@ -262,8 +263,9 @@ def _write_predictions(
         backend = made.backend if runtime == made.runtime else cost.best_backend(device, runtime)
         if backend is None:
             continue
+        kv_type = made.kv_type if runtime == made.runtime else None
         found[a.path] = cost.predict(
-            spec, blocks, device, runtime, backend, a.quant, budget.context_tokens, budget.prompt_tokens, mode
+            spec, blocks, device, runtime, backend, a.quant, budget.context_tokens, budget.prompt_tokens, mode, kv_type
         )
     text = json.dumps({k: p.model_dump(mode="json") for k, p in found.items()}, indent=1)
     write_text(out / "predictions.json", text + "\n", force=True)

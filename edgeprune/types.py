@@ -321,6 +321,7 @@ class Workload(Record):
     repetitions: int = 5
     n_threads: int | None = None  # None = physical cores
     context_tokens: int | None = None  # cache reserved; None = what the tests need
+    kv_type: str | None = None  # of the cache; None = the runtime's own
     seed: int = 0
 
 

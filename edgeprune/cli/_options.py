@@ -51,6 +51,7 @@ MaxKl = Annotated[float | None, typer.Option(parser=_limit, metavar="NATS", help
 MaxPplRatio = Annotated[float | None, typer.Option(parser=_limit, metavar="RATIO", help="Expected perplexity over the whole, unquantised model's, e.g. 1.1.")]  # fmt: skip  # noqa: E501
 Objective = Annotated[str, typer.Option(help="What is best among all that fits: quality, speed, size or memory.")]
 KvType = Annotated[str, typer.Option(help="llama.cpp's type of the KV cache: f16, q8_0, q4_0 or 'auto'.")]
+CacheType = Annotated[str | None, typer.Option("--kv-type", help="Type of llama.cpp's KV cache: f16, q8_0, q4_0 or f32; ONNX has its own. Default: f16.")]  # fmt: skip  # noqa: E501
 MinTps = Annotated[
     float | None, typer.Option(parser=_limit, metavar="RATE", help="Least decode speed at batch 1, tokens per second.")
 ]

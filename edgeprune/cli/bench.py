@@ -9,7 +9,7 @@ import typer
 
 from edgeprune.cli import _show
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import Json
+from edgeprune.cli._options import CacheType, Json
 from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.errors import UsageError
 
@@ -22,6 +22,7 @@ def bench(
     n_depth: Annotated[int, typer.Option("--n-depth", min=0, help="Tokens already in the cache.")] = 0,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1)] = 5,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: physical cores.")] = None,
+    kv_type: CacheType = None,
     llama_bench: Annotated[
         Path | None, typer.Option(help="A llama-bench binary to run beside ours on GGUF files.")
     ] = None,
@@ -34,7 +35,9 @@ def bench(
 
     if not n_prompt and not n_gen:
         raise UsageError("nothing to measure: --n-prompt and --n-gen are both 0")
-    load = Workload(n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, repetitions=repetitions, n_threads=threads)
+    load = Workload(
+        n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, repetitions=repetitions, n_threads=threads, kv_type=kv_type
+    )
     for path in artifacts:
         benching.runtime_for(path)
     turns = "interleaved" if benching.fits_together(artifacts) else "one after another"

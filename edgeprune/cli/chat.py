@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import Json
+from edgeprune.cli._options import CacheType, Json
 from edgeprune.cli._terminal import emit, note
 from edgeprune.errors import UsageError
 
@@ -29,6 +29,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, help="For the same sample again.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: physical cores.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Context, tokens.")] = 2048,
+    kv_type: CacheType = None,
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the text itself, without the chat template.")] = False,
     json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def chat(
         raise UsageError("--json answers one prompt; name it, or pipe it in")
     path = models.resolve(artifact)
     sampling = chatting.Sampling(temperature, top_k, top_p, seed)
-    with chatting.Chat(path, n_ctx=context, n_threads=threads) as session:
+    with chatting.Chat(path, n_ctx=context, n_threads=threads, kv_type=kv_type) as session:
         if not raw and not session.has_template:
             note(f"{Path(artifact).name} has no chat template: going on with the text itself")
             raw = True

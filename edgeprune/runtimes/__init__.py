@@ -4,6 +4,7 @@
     version() -> str                         build, as a reviewer would quote it
     quant(path) -> str                       quantisation of the artifact, e.g. "Q4_K_M", "int8"
     open_session(path, *, n_ctx, n_threads, precise=False) -> Session
+    KV_TYPES                                 (optional) types of KV cache that open_session(…, kv_type=…) takes
 
 `precise` asks for the arithmetic closest to torch (llama.cpp: F32 KV cache, flash attention off);
 the default is what the runtime's users get.
@@ -12,6 +13,7 @@ the default is what the runtime's users get.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -53,3 +55,8 @@ class Session(Protocol):
         """Whether the model ends its text or its turn with this token."""
 
     def close(self) -> None: ...
+
+
+def cache_option(runtime: ModuleType, kv_type: str | None) -> dict[str, str]:
+    """What to hand to its open_session for this type of KV cache; {} where the runtime's cache has no other type."""
+    return {"kv_type": kv_type} if kv_type and hasattr(runtime, "KV_TYPES") else {}

@@ -19,7 +19,7 @@ from edgeprune.runtimes import _llama_log
 from edgeprune.runtimes._llama_text import LlamaText
 
 N_BATCH, N_UBATCH = 2048, 512
-_F32, _F16 = 0, 1  # enum ggml_type
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
 _FLASH_AUTO, _FLASH_OFF = -1, 0  # enum llama_flash_attn_type
 _LOGITS_BYTES = 64 << 20  # output buffer of one `logits` step
 
@@ -44,10 +44,15 @@ def quant(path: Path) -> str:
     return file_type(read_header(_file(path)))
 
 
-def open_session(path: Path, *, n_ctx: int, n_threads: int, precise: bool = False) -> LlamaSession:
-    """Raises InputRejected with llama.cpp's reason when the file does not load, OutOfResources without memory."""
+def open_session(
+    path: Path, *, n_ctx: int, n_threads: int, precise: bool = False, kv_type: str | None = None
+) -> LlamaSession:
+    """`kv_type`: a key of KV_TYPES for keys and values alike. Raises UsageError for another, InputRejected with llama.cpp's
+    reason when the file does not load or has heads that the type does not divide, OutOfResources without memory."""
+    if kv_type is not None and kv_type not in KV_TYPES:
+        raise UsageError(f"no KV cache type {kv_type!r}; known: {', '.join(KV_TYPES)}")
     first = read_header(_file(path)).paths[0]  # llama.cpp opens a split model by its first part
-    return LlamaSession(first, n_ctx, n_threads, precise)
+    return LlamaSession(first, n_ctx, n_threads, precise, kv_type)
 
 
 def open_text(path: Path) -> LlamaText:
@@ -95,12 +100,12 @@ def _load(lib: Any, path: Path, vocab_only: bool = False) -> Any:
     return model
 
 
-def context_params(lib: Any, n_ctx: int, n_threads: int, precise: bool = False) -> Any:
+def context_params(lib: Any, n_ctx: int, n_threads: int, precise: bool = False, kv_type: str | None = None) -> Any:
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, N_BATCH, N_UBATCH
     params.n_threads = params.n_threads_batch = n_threads
     params.flash_attn_type = _FLASH_OFF if precise else _FLASH_AUTO
-    params.type_k = params.type_v = _F32 if precise else _F16
+    params.type_k = params.type_v = KV_TYPES[kv_type or ("f32" if precise else "f16")]
     params.swa_full = False
     params.no_perf = True
     return params
@@ -109,16 +114,18 @@ def context_params(lib: Any, n_ctx: int, n_threads: int, precise: bool = False) 
 class LlamaSession(LlamaText):
     """A Session (see edgeprune.runtimes). Not thread-safe."""
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int, precise: bool):
+    def __init__(self, path: Path, n_ctx: int, n_threads: int, precise: bool, kv_type: str | None = None):
         self._model = self._context = None
         if n_ctx < 1 or n_threads < 1:
             raise UsageError(f"a session needs a token and a thread, asked {n_ctx} tokens, {n_threads} threads")
         lib = _llama_log.library()
         super().__init__(lib, _load(lib, path))
-        self._context = lib.llama_init_from_model(self._model, context_params(lib, n_ctx, n_threads, precise))
+        params = context_params(lib, n_ctx, n_threads, precise, kv_type)
+        self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
-            raise _failure(f"llama.cpp cannot run {path} with a context of {n_ctx}")
+            cache = f" and a {kv_type} KV cache" if kv_type else ""
+            raise _failure(f"llama.cpp cannot run {path} with a context of {n_ctx}{cache}")
         self._memory = lib.llama_get_memory(self._context)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.n_blocks: int = lib.llama_model_n_layer(self._model)
