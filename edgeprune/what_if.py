@@ -14,6 +14,7 @@ from edgeprune import _instead
 from edgeprune._candidates import Candidate, Damage, Route, routes
 from edgeprune._depth_prior import Loss, removal_loss
 from edgeprune._infeasible import explain
+from edgeprune._kv_types import ELEMENT_BYTES
 from edgeprune._limits import Limits
 from edgeprune._quant_kl import kv_kl, quant_kl
 from edgeprune._sizes import Shapes
@@ -34,7 +35,7 @@ class Need(Record):
     kv_type: str
     blocks_to_remove: int | None  # None: not even one block meets the limits
     prediction: Prediction  # of what is left, or of one block when nothing is enough
-    whole_memory_bytes: int
+    whole_memory_bytes: int  # with the least damaging cache
     quant_kl: float | None  # prior, nats per token
     kv_kl: float | None  # prior
     removal_ratio: float | None  # prior: of perplexities; None where none was published for so large a share
@@ -104,18 +105,17 @@ def _needs(
     spec: ModelSpec, device: DeviceProfile, budget: Budget, mode: str | None, shapes: Shapes
 ) -> dict[tuple[str, str], tuple[Need, Candidate]]:
     limits, losses = Limits.of(budget, device), Losses(spec)
-    least: dict[tuple[str, str], tuple[Need, Candidate]] = {}
-    predictors: dict[str, Predictor] = {}
+    by_key: dict[tuple[str, str], list[Route]] = {}
     for route in routes(spec, device, budget):
-        key = route.runtime, route.quant
-        if key in least and least[key][0].blocks_to_remove == 0:
-            continue
-        if route.runtime not in predictors:
-            predictors[route.runtime] = Predictor(spec, device, route.runtime, route.backend, mode, shapes)
-        made = _need(route, predictors[route.runtime], budget, limits, losses)
-        if key not in least or _blocks(made[0]) < _blocks(least[key][0]):
-            least[key] = made
-    return least
+        by_key.setdefault((route.runtime, route.quant), []).append(route)
+    predictors: dict[str, Predictor] = {}
+    found = {}
+    for key, types in by_key.items():
+        runtime, backend = types[0][:2]
+        if runtime not in predictors:
+            predictors[runtime] = Predictor(spec, device, runtime, backend, mode, shapes)
+        found[key] = _need(types, predictors[runtime], budget, limits, losses)
+    return found
 
 
 def fewest(n_blocks: int, fits: Callable[[int], bool]) -> int | None:
@@ -171,24 +171,33 @@ class Losses:
         return nothing.basis if nothing else ""
 
 
-def _need(route: Route, predict: Predictor, budget: Budget, limits: Limits, losses: Losses) -> tuple[Need, Candidate]:
-    """The need, and the candidate it shows."""
+def _need(
+    types: list[Route], predict: Predictor, budget: Budget, limits: Limits, losses: Losses
+) -> tuple[Need, Candidate]:
+    """The need, and the candidate it shows. `types`: the same quantisation with every type of cache, least damaging first."""
     n_blocks = losses.n_blocks
     hard = limits._replace(bounds={k: v for k, v in limits.bounds.items() if k not in QUALITY})
 
-    def candidate(n: int) -> Candidate:
+    def candidate(route: Route, n: int) -> Candidate:
         blocks = typical_removal(n_blocks, n)
         prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
         return Candidate(*route, n, blocks, prediction, losses.of(route, n))
 
-    n = fewest(n_blocks, lambda n: hard.met(candidate(n)))
-    shown = candidate(n_blocks - 1 if n is None else n)
+    whole_one = candidate(types[0], 0)
+    smallest = min(types, key=lambda route: ELEMENT_BYTES[route.kv_type])  # what fits with another fits with this
+    n = 0 if hard.met(whole_one) else fewest(n_blocks, lambda n: hard.met(candidate(smallest, n)))
+    at = n_blocks - 1 if n is None else n
+    shown = next((c for c in (candidate(r, at) for r in types if r != smallest) if hard.met(c)), None)
+    shown = shown or candidate(smallest, at)
     loss = None if n is None else losses.removal(n)
     need = Need(
-        **route._asdict(),
+        runtime=shown.runtime,
+        backend=shown.backend,
+        quant=shown.quant,
+        kv_type=shown.kv_type,
         blocks_to_remove=n,
         prediction=shown.prediction,
-        whole_memory_bytes=candidate(0).prediction.memory_bytes,
+        whole_memory_bytes=whole_one.prediction.memory_bytes,
         quant_kl=shown.damage.quant_kl,
         kv_kl=shown.damage.kv_kl,
         removal_ratio=loss.middle if loss else None,
@@ -205,7 +214,3 @@ def _meets(c: Candidate, limits: Limits) -> bool | None:
     if any(line.value(c) is None for line in asked):
         return None
     return not any(line in asked for line in limits.missed(c))
-
-
-def _blocks(need: Need) -> float:
-    return math.inf if need.blocks_to_remove is None else need.blocks_to_remove

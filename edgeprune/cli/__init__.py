@@ -11,6 +11,7 @@ VERBS = (
     "score",
     "compare",
     "plan",
+    "fit",
     "recipe",
     "prune",
     "export",

@@ -6,7 +6,8 @@ from edgeprune._kv_types import native
 from edgeprune._quant_kl import assumes_matrix
 from edgeprune.cli._show import number
 from edgeprune.cli._terminal import say, table
-from edgeprune.types import Alternative, DeviceProfile, Plan, Prediction
+from edgeprune.fit_table import Cell, FitTable
+from edgeprune.types import Alternative, Budget, DeviceProfile, Plan, Prediction
 from edgeprune.units import show_bytes
 from edgeprune.what_if import Need, WhatIf
 
@@ -100,7 +101,7 @@ _PREDICTED = (
 def what_if(w: WhatIf, d: DeviceProfile) -> None:
     shape = f"shape of {w.source}, " if w.source else ""
     say(f"{w.model} ({shape}{w.params / 1e9:.3g} B parameters, {w.n_blocks} blocks) on {_where(d, w.mode)}")
-    say(f"memory limit: {show_bytes(w.memory_limit_bytes)}, set by {w.memory_limit_from}; {_asked(w)}")
+    say(f"memory limit: {show_bytes(w.memory_limit_bytes)}, set by {w.memory_limit_from}; {_asked(w.budget)}")
     rows = [_need(n, w, i == w.best) for i, n in enumerate(w.needs)]
     columns = ["", "runtime", "quant", "KV", "blocks to\nremove", "memory then", "tok/s then", "whole takes"]
     columns += ["perplexity ×\n(removal, prior)", "KL in all,\nnats (prior)"]
@@ -118,8 +119,8 @@ def what_if(w: WhatIf, d: DeviceProfile) -> None:
     say("for a plan: edgeprune score MODEL -o scores.json, then edgeprune plan MODEL --scores scores.json …")
 
 
-def _asked(w: WhatIf) -> str:
-    b = w.budget
+def _asked(b: Budget) -> str:
+    """The limits beside memory."""
     parts = [f"context {b.context_tokens} tokens"]
     parts += [f"file at most {show_bytes(b.max_file_bytes)}"] if b.max_file_bytes is not None else []
     parts += [f"at least {b.min_decode_tok_per_s:g} tok/s"] if b.min_decode_tok_per_s is not None else []
@@ -152,3 +153,32 @@ def _removal(n: Need, w: WhatIf) -> str:
     if not n.blocks_to_remove:
         return "all blocks stay"
     return f"{n.blocks_to_remove} of {w.n_blocks} blocks go ({n.blocks_to_remove / w.n_blocks:.0%})"
+
+
+# --- fit ----------------------------------------------------------------------------------------
+
+
+def fit(t: FitTable) -> None:
+    shape = f", shape of {t.source}" if t.source else ""
+    say(f"{t.model}: {t.n_blocks} blocks, {t.params / 1e9:.3g} B parameters{shape}; {_asked(t.budget)}")
+    rows = [[r.device, f"{r.memory_limit_bytes / 1e9:.3g}", *(_mark(c, t) for c in r.cells)] for r in t.rows]
+    names = [
+        f"{c.runtime}\n{c.quant}" if i == _first(t, c.runtime) else f"\n{c.quant}" for i, c in enumerate(t.columns)
+    ]
+    table("blocks to remove", ["\ndevice", "memory,\nGB", *names], rows, right=tuple(range(1, len(names) + 2)))
+    say(
+        f"whole: nothing has to go. 3!: more than {t.most_published:.0%} of the blocks, beyond what was ever published. "
+        "no: not even one block fits. -: no such runtime."
+    )
+
+
+def _first(t: FitTable, runtime: str) -> int:
+    return next(i for i, c in enumerate(t.columns) if c.runtime == runtime)
+
+
+def _mark(c: Cell | None, t: FitTable) -> str:
+    if c is None:
+        return "-"
+    if not c.blocks_to_remove:
+        return "no" if c.blocks_to_remove is None else "whole"
+    return f"{c.blocks_to_remove}{'!' if c.blocks_to_remove > t.most_published * t.n_blocks else ' '}"
