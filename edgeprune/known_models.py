@@ -86,7 +86,11 @@ def _spellings() -> dict[str, str]:
 @functools.cache
 def _spec(name: str) -> ModelSpec:
     entry = _entries()[name]
-    config = entry["config"]
+    return of_config(entry["config"], entry["source"].split("/")[1])
+
+
+def of_config(config: dict[str, Any], name: str) -> ModelSpec:
+    """The shape that a config.json describes, weights unread. Raises InputRejected as a folder's config.json does."""
     family = families.for_model_type(config["model_type"])
     d = family.decoder(config)
     shapes = tensor_shapes(d, {**family.GLOBALS, **family.ATTN, **family.FFN})
@@ -102,7 +106,7 @@ def _spec(name: str) -> ModelSpec:
     outside = {f"{r}.weight": shapes[r] for r in sorted(family.GLOBALS.values()) if not (d.tied and r == "output")}
     params = sum(math.prod(s) for s in outside.values()) + d.n_blocks * (attn.params + ffn.params)
     return ModelSpec(
-        name=entry["source"].split("/")[1], format="safetensors", family=key, model_type=d.model_type,
+        name=name, format="safetensors", family=key, model_type=d.model_type,
         n_blocks=d.n_blocks, hidden_size=d.hidden, intermediate_size=d.ffn, n_heads=d.n_heads, n_kv_heads=d.n_kv_heads,
         head_dim=d.head_dim, vocab_size=d.vocab, context_length_tokens=d.context_tokens, tied_embeddings=bool(d.tied),
         blocks=blocks, globals=outside, dtypes={"BF16": params}, weight_bytes=2 * params,
@@ -116,4 +120,4 @@ def _half(roles: dict[str, str], shapes: dict[str, tuple[int, ...]], family: str
     return SubLayerSpec(tensors=weights | biases)
 
 
-__all__ = ["UNREAD", "find", "load", "names", "published_params", "source", "unread"]
+__all__ = ["UNREAD", "find", "load", "names", "of_config", "published_params", "source", "unread"]

@@ -10,9 +10,6 @@ import re
 from importlib import resources, util
 from pathlib import Path
 
-from edgeprune._model_folder import inspect_folder
-from edgeprune._model_gguf import inspect_gguf
-from edgeprune.checkpoint import open_checkpoint
 from edgeprune.errors import InputRejected
 from edgeprune.types import ModelSpec
 
@@ -54,6 +51,10 @@ def inspect(path: Path, name: str | None = None) -> ModelSpec:
 
     Raises InputRejected: not a model, damaged, an unknown family, tensors that do not fit the config.
     """
+    from edgeprune._model_folder import inspect_folder
+    from edgeprune._model_gguf import inspect_gguf
+    from edgeprune.checkpoint import open_checkpoint
+
     path = Path(path)
     if path.is_dir():
         return inspect_folder(open_checkpoint(path), name or path.resolve().name)

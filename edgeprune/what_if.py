@@ -42,7 +42,7 @@ class Need(Record):
     removal_ratio_low: float | None
     removal_ratio_high: float | None
     expected_kl: float | None  # all three together, nats per token
-    meets_quality: bool | None  # whether that is within --max-kl and --max-ppl-ratio; None when not known
+    meets_quality: bool | None  # whether that is within --max-kl and --max-ppl-ratio, if asked; None when not known
 
 
 class WhatIf(Record):
@@ -69,7 +69,7 @@ def what_if(
     limits, shapes = Limits.of(budget, device), Shapes(spec)
     found = list(_needs(spec, device, budget, mode, shapes).values())
     needed = tuple(need for need, _ in found)
-    good = [i for i, n in enumerate(needed) if n.blocks_to_remove is not None and n.meets_quality is not False]
+    good = [i for i, n in enumerate(needed) if n.blocks_to_remove is not None and n.meets_quality]
     cut = not good or any(n.blocks_to_remove for n in needed)
     instead = tuple(_instead.ways(spec, device, budget, mode, shapes)) if cut else ()
     if not good:
