@@ -149,12 +149,20 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         "attention_rate": "flop/s",
         "cache_rate": "bytes/s",
         "prefill_rate": "flop/s",
+        "prefill_overhead": "us",
+        "prefill_attention_rate": "flop/s",
         "runtime_memory": "bytes",
         "error": "ratio",
     }
+    by_type = {
+        "efficiency_of": "ratio",
+        "weight_rates": "bytes/s",
+        "prefill_rates": "flop/s",
+        "prefill_weight_rates": "bytes/s",
+    }
     texts = {"runtime", "backend", "mode", "quant", "build", "note"}
     needed = {"runtime", "backend", "n_rows", "n_models", "status"}
-    _keys(where + ".", table, {*figures, "efficiency_of", *texts, *needed}, needed)
+    _keys(where + ".", table, {*figures, *by_type, *texts, *needed}, needed)
     mode = table.get("mode")
     if mode is not None and mode not in {m.name for m in modes}:
         raise ProfileError(f"{where}.mode: {mode!r} is no [[mode]] of this device")
@@ -164,11 +172,14 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         raise ProfileError(f"{where}.status: {status!r} is not one of {', '.join(_STATUS)}")
     if status == "fitted" and rows < SMALL_SET:
         raise ProfileError(f"{where}.status: {rows:g} rows are too few to be called fitted ({SMALL_SET} are needed)")
-    if not figures.keys() & table.keys():
-        raise ProfileError(f"{where}: has none of {', '.join(figures)}")
-    of_quants = _table(where + ".efficiency_of", table.get("efficiency_of", {}))
+    if not (figures.keys() | by_type) & table.keys():
+        raise ProfileError(f"{where}: has none of {', '.join([*figures, *by_type])}")
+    rates = {
+        k: {t: _figure(f"{where}.{k}.{t}", v, sources, unit) for t, v in _table(f"{where}.{k}", table[k]).items()}
+        for k, unit in by_type.items()
+        if k in table
+    }
     return Calibration(
-        efficiency_of={q: _figure(f"{where}.efficiency_of.{q}", v, sources, "ratio") for q, v in of_quants.items()},
         runtime=_text(where + ".runtime", table["runtime"]),
         backend=_text(where + ".backend", table["backend"]),
         mode=mode,
@@ -178,6 +189,7 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         n_models=int(models),
         status=status,
         **{k: _figure(f"{where}.{k}", table[k], sources, unit) for k, unit in figures.items() if k in table},
+        **rates,
     )
 
 

@@ -62,6 +62,23 @@ class Rates(NamedTuple):
     prefill_ends: tuple[float, float] | None  # slow, fast
     runtime_memory: int | None
     basis: str
+    weights: dict[str, Span] = {}  # tensor type -> bytes/s, where it was measured: instead of efficiency · bandwidth
+    prefill: dict[str, Span] = {}  # tensor type -> flop/s, instead of prefill_flops
+    prefill_weights: dict[str, Span] = {}  # tensor type -> bytes/s, once for every micro-batch of a prompt
+    prefill_overhead_us: Span | None = None  # per block and token
+    prefill_attention: Span | None = None  # flop/s
+
+    def weight_rate(self, kind: str, which: int) -> float:
+        """bytes/s of reading weights of this type; which: 0 slow, 1 middle, 2 fast."""
+        if kind in self.weights:
+            return self.weights[kind][which]
+        return self.efficiency[which] * self.bandwidth
+
+    def prompt_rate(self, kind: str, which: int) -> float | None:
+        """flop/s of a prompt's matrices of this type. A type that was not measured goes as slow as the slowest that was."""
+        if kind in self.prefill:
+            return self.prefill[kind][which]
+        return min(self.prefill.values()).middle if self.prefill else self.prefill_flops
 
 
 def prior(backend: str) -> Prior | None:
@@ -118,6 +135,11 @@ def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, qu
         prefill_ends=(prefill.low or prefill.value, prefill.high or prefill.value) if prefill else None,
         runtime_memory=int(chosen.runtime_memory.value) if chosen and chosen.runtime_memory else None,
         basis=basis,
+        weights={k: _span(f) for k, f in chosen.weight_rates.items()} if chosen else {},
+        prefill={k: _span(f) for k, f in chosen.prefill_rates.items()} if chosen else {},
+        prefill_weights={k: _span(f) for k, f in chosen.prefill_weight_rates.items()} if chosen else {},
+        prefill_overhead_us=_cost(chosen.prefill_overhead) if chosen and chosen.prefill_overhead else None,
+        prefill_attention=_span(chosen.prefill_attention_rate) if chosen and chosen.prefill_attention_rate else None,
     )
 
 
@@ -190,6 +212,16 @@ def _rate(figure: Figure | None, term: Term, scale: float) -> Span:
     if figure is None:
         return Span(scale / term.value * slow, scale / term.value, scale / term.value * fast)
     return Span(figure.low or figure.value * slow, figure.value, figure.high or figure.value * fast)
+
+
+def _span(figure: Figure) -> Span:
+    """A rate: low is slow."""
+    return Span(figure.low or figure.value, figure.value, figure.high or figure.value)
+
+
+def _cost(figure: Figure) -> Span:
+    """A time: high is slow."""
+    return Span(figure.high or figure.value, figure.value, figure.value if figure.low is None else figure.low)
 
 
 def _overhead(chosen: Calibration | None, term: Term) -> Span:

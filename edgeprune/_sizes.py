@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from edgeprune import _gguf_mix as mix
@@ -24,11 +25,21 @@ Shape = tuple[int, ...]
 Halves = tuple[tuple[int | None, int | None], ...]
 
 
+class Work(NamedTuple):
+    """What a step does with matrices of one type."""
+
+    type: str  # ggml's name, or int4, int8, fp16, fp32 in ONNX
+    block_bytes: int
+    block_params: int
+    head_bytes: int = 0  # the output matrix, read once for a prompt as for a token
+
+
 class Sizes(NamedTuple):
     file_bytes: int
     tensor_bytes: int
     streamed_bytes: int  # read for each decoded token
     repack_bytes: int  # a second copy in another order that llama.cpp's CPU backend may keep
+    work: tuple[Work, ...] = ()  # matrices of the blocks and the head, by type
 
 
 class _Part(NamedTuple):
@@ -38,6 +49,7 @@ class _Part(NamedTuple):
     repacked: int
     n_tensors: int
     table: int  # bytes of its entries in the tensor table, without the digits of the block
+    work: tuple[Work, ...]
 
 
 class Shapes:
@@ -108,12 +120,14 @@ class Shapes:
         by_place = bool(mix.placed(quant, with_matrix))
         n_v, i_v = sum(a is not None for a, _ in halves), 0
         total = repack = table = 0
+        work: list[Work] = []
         for i, (attn, ffn) in enumerate(halves):
             for kind, index, of in ((attn, i_v, n_v), (ffn, i, n)):
                 if kind is not None:
                     part = self._part(kind, quant, *((index, of) if by_place else (0, 1)), facts, isa)
                     total, repack = total + part.n_bytes, repack + part.repacked
                     table += part.table + part.n_tensors * len(str(i))
+                    work += part.work
             i_v += attn is not None
         whole = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
         if doubled:
@@ -125,10 +139,12 @@ class Shapes:
             total, table = total + _aligned(size), table + _table_entry(role, shape)
             if role == "token_embd.weight" and not tied:
                 not_streamed = size
+            if role == ("token_embd.weight" if tied else "output.weight"):
+                work.append(Work(kind, 0, 0, size))
             if role == "output.weight" and mix.repacked(kind, shape, isa):
                 repack += size
         header = self._metadata_bytes() + table + (GGUF_PROVENANCE_BYTES if n < spec.n_blocks else 0)
-        return Sizes(_aligned(header) + total, total, total - not_streamed, repack)
+        return Sizes(_aligned(header) + total, total, total - not_streamed, repack, together(work))
 
     def _metadata_bytes(self) -> int:
         known = (self.spec.tokenizer_bytes or {}).get("gguf")
@@ -160,13 +176,16 @@ class Shapes:
         key += tuple(mix.tensor_type(r, s, quant, index, of, facts) for r, s in self._placed[key])
         if key not in self._parts:
             n_bytes = repacked = table = 0
+            work = []
             for role, shape in tensors:
                 t = mix.tensor_type(role, shape, quant, index, of, facts)
                 size = mix.type_bytes(t, shape)
                 n_bytes += _aligned(size)
                 repacked += size if role.endswith(".weight") and mix.repacked(t, shape, isa) else 0
                 table += _table_entry(f"blk..{role}", shape)
-            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table)
+                if len(shape) == 2:
+                    work.append(Work(t, size, math.prod(shape)))
+            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table, together(work))
         return self._parts[key]
 
     # --- ONNX -----------------------------------------------------------------------------------
@@ -175,8 +194,18 @@ class Shapes:
         """The folder that exporters.onnx writes: matrices quantised, everything else float (float16 in fp16)."""
         key = (self.halves(blocks), quant)
         if key not in self._sized:
-            self._sized[key] = Sizes(*onnx_sizes(self, blocks, quant))
+            *found, work = onnx_sizes(self, blocks, quant)
+            self._sized[key] = Sizes(*found, together(Work(*w) for w in work))
         return self._sized[key]
+
+
+def together(work: Iterable[Work]) -> tuple[Work, ...]:
+    """One entry per type, sorted."""
+    sums: dict[str, list[int]] = {}
+    for kind, *amounts in work:
+        have = sums.get(kind)
+        sums[kind] = amounts if have is None else [a + b for a, b in zip(have, amounts, strict=True)]
+    return tuple(Work(kind, *amounts) for kind, amounts in sorted(sums.items()))
 
 
 def _fused(tensors: dict[str, Shape]) -> dict[str, Shape]:

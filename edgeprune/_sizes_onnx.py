@@ -30,8 +30,8 @@ _TOKENIZER = 72  # per token, where the model's own files were not read: SmolLM2
 _CONFIGS = 2050  # genai_config.json and SHA256SUMS
 
 
-def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple[int, int, int, int]:
-    """(folder, data file, streamed for each token, packed anew in memory)."""
+def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
+    """(folder, data file, streamed for each token, packed anew in memory, [(type, block bytes, parameters, head bytes)])."""
     spec, small, cache = shapes.spec, _FLOAT_BYTES.get(quant, 4), shapes.onnx_cache
     embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
     head = None if spec.tied_embeddings else head
@@ -49,6 +49,7 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple[int, int, in
     end = place(ropes * (2 * len(windowed) if spec.family == "gemma3" else 2), end)  # Gemma 3 has one per kind of layer
     before_blocks, n_tensors, n_nodes = end, len(table) + 3, _NODES
     n_quantised = int(_bits(quant, "token_embd", 0, 1) is not None)
+    work: list[tuple[str, int, int, int]] = []
     for i, pair in enumerate(halves):
         for kind in pair:
             if kind is None:
@@ -60,8 +61,10 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple[int, int, in
                 items = [n for part in parts for n in part]
                 n_more = sum(len(part) > 1 for part in parts)
                 nodes = _nodes(dict(shapes.tensors[kind]), spec.head_dim)
-                cache[key] = (place(items, end % _PAGE) - end % _PAGE, len(items), nodes, n_more)
-            more, items_, nodes_, quantised_ = cache[key]
+                mine = tuple(_work(shapes.tensors[kind], quant, down, small))
+                cache[key] = (place(items, end % _PAGE) - end % _PAGE, len(items), nodes, n_more, mine)
+            more, items_, nodes_, quantised_, work_ = cache[key]
+            work += work_
             end, n_tensors = end + more, n_tensors + items_
             n_nodes, n_quantised = n_nodes + nodes_, n_quantised + quantised_
     end = place([spec.hidden_size * small], end)
@@ -72,9 +75,25 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple[int, int, in
     known = (spec.tokenizer_bytes or {}).get("onnx")
     files = _TOKENIZER * spec.vocab_size if known is None else known
     streamed = end - before_blocks + (0 if out else sum(table))
+    head_bits = _bits(quant, "output" if out else "token_embd", 0, 1)
+    work.append((_type(head_bits, small), 0, 0, sum(out or table)))
     # A tied table is packed anew for the head, and its stored form stays mapped for the lookup of each token.
     packed = sum(table) if not out and quant.startswith("int") else 0
-    return end + graph + files + _CONFIGS, end, streamed, packed
+    return end + graph + files + _CONFIGS, end, streamed, packed, work
+
+
+def _work(
+    tensors: tuple[tuple[str, tuple[int, ...]], ...], quant: str, down: int | None, small: int
+) -> Iterator[tuple[str, int, int, int]]:
+    for name, shape in tensors:
+        if len(shape) == 2:
+            role = name.removesuffix(".weight")
+            bits = down if role == "ffn_down" else _bits(quant, role, 0, 1)
+            yield _type(bits, small), sum(_matrix(shape, bits, small)), math.prod(shape), 0
+
+
+def _type(bits: int | None, small: int) -> str:
+    return f"int{bits}" if bits else f"fp{8 * small}"
 
 
 def _bits(quant: str, role: str, i: int, n: int) -> int | None:

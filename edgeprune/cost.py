@@ -20,7 +20,7 @@ import math
 from edgeprune import _kv_types
 from edgeprune._fit import Z
 from edgeprune._rates import Rates, best_backend, find
-from edgeprune._sizes import Shapes, quants, sizes
+from edgeprune._sizes import Shapes, Sizes, Work, quants, sizes
 from edgeprune.errors import UsageError
 from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
@@ -33,17 +33,17 @@ LLAMACPP_UBATCH = 512
 FULL_CACHE = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 MIB = 1 << 20
 
-# llama.cpp: process growth beside weights, cache and compute buffers. Measured with llama-cpp-python 0.3.36 on
-# SmolLM2-135M (49,152 tokens): 18-22 MiB over Q8_0 and Q4_K_M at 1k and 4k context. The slope is the vocabulary's
-# maps, from an earlier reading of about 45 MiB for gemma-3-270m (262,144 tokens) that was not repeated.
-LLAMACPP_BASE_BYTES = 15 * MIB
-LLAMACPP_VOCAB_BYTES = 120
-# onnxruntime 1.31.1 on SmolLM2's int8 and int4 folders: 30 MiB session and 35 MiB tokenizer. One vocabulary measured,
-# so the split between fixed part and slope is a guess.
-ONNX_BASE_BYTES = 40 * MIB
-ONNX_VOCAB_BYTES = 540
-# Resident weights over stored ones on CPU: MatMul repacks float32, and float16 is computed as float32 (same runs).
-ONNX_RESIDENT = {"fp32": 1.15, "fp16": 2.4, "int8": 1.0, "int4-mixed": 1.0, "int4": 1.0}
+# llama.cpp: process growth beside weights, cache and compute buffers, of llama-cpp-python 0.3.36 on generated models of
+# 1k to 131k tokens and 2 to 32 blocks, each beside its load without allocation. A vocabulary with merges (byte-level
+# BPE) takes 280 bytes a token, one with scores (SentencePiece) 160: the latter is gemma-3-270m's 45 MiB.
+LLAMACPP_BASE_BYTES = 6 * MIB
+LLAMACPP_BLOCK_BYTES = 75_000
+LLAMACPP_VOCAB_BYTES = {"merges": 280, "scores": 160}
+MERGES_FROM = 25  # bytes of GGUF metadata per token: 36 with merges (SmolLM2), 22 with scores (Gemma 3)
+# onnxruntime 1.31.1, the same way: a session and its arena; the tokenizers library takes 630 bytes a token (SmolLM2).
+ONNX_BASE_BYTES = 15_100_000
+ONNX_BLOCK_BYTES = 30_000
+ONNX_VOCAB_BYTES = 630
 
 
 def kv_bytes(
@@ -71,36 +71,84 @@ def kv_bytes(
     return round(total * element)
 
 
-def compute_bytes(spec: ModelSpec, runtime: str, backend: str, context_tokens: int, prompt_tokens: int) -> int:
-    """Bytes of activations while the prompt is read, plus the output logits.
+def compute_bytes(
+    spec: ModelSpec,
+    runtime: str,
+    backend: str,
+    context_tokens: int,
+    prompt_tokens: int,
+    work: tuple[Work, ...] = (),
+) -> int:
+    """Bytes of activations while the prompt is read, plus the output logits: what becomes resident.
 
     Depth does not matter: buffers are reused from block to block.
 
     llama.cpp, n_ubatch 512: 4·(3·ff + q + 3·d) per token and a float16 mask of context × micro-batch; read off its
-    allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. On CPU that is what
-    becomes resident. A GPU commits logits for every token of the micro-batch too.
-    onnxruntime: (9·ff + 6·d) floats per prompt token, fitted on SmolLM2 int8 at 128-1000 tokens; one shape only.
+    allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. A GPU holds what is
+    committed. onnxruntime: 3·ff + 5·d + 2·kv floats per prompt token and the scores of every head, which its CPU kernel
+    holds for all tokens at once, or what the output matrix (in `work`) needs beside it, in the same arena: within 5 MB
+    of SmolLM2 and of generated models of three widths at 64 and 500 tokens.
     """
-    d, ff, q = spec.hidden_size, spec.intermediate_size, spec.n_heads * spec.head_dim
+    if runtime == "llamacpp" and backend != "cpu":
+        return committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
+    d, ff = spec.hidden_size, spec.intermediate_size
     logits = spec.vocab_size * 4
     if runtime == "llamacpp":
         tokens = min(LLAMACPP_UBATCH, context_tokens)
-        kv = spec.n_kv_heads * spec.head_dim
-        live = max(3 * ff + q + 3 * d, 2 * q + 2 * kv + 2 * d)
-        activations = 4 * live * tokens + 2 * tokens * _pad(context_tokens)
-        if backend != "cpu":
-            activations = max(activations, 4 * tokens * (spec.vocab_size + 2 * d))
-        return activations + logits
-    return 4 * (9 * ff + 6 * d) * min(prompt_tokens, context_tokens) + logits
+        return _activations(spec, tokens) + 2 * tokens * _pad(context_tokens) + logits
+    tokens = min(prompt_tokens, context_tokens)
+    scores = spec.n_heads * tokens  # of one token with all
+    activations = 4 * (3 * ff + 5 * d + 2 * spec.n_kv_heads * spec.head_dim + scores) * tokens
+    return max(activations, round(sum(ONNX_HEAD_SPACE.get(w.type, 0.0) * w.head_bytes for w in work))) + logits
 
 
-def runtime_bytes(spec: ModelSpec, runtime: str, rates: Rates | None = None) -> int:
-    """Bytes of the runtime's own structures: session, graph, vocabulary. A profile's measured figure wins."""
-    if rates is not None and rates.runtime_memory is not None:
-        return rates.runtime_memory
-    if runtime == "llamacpp":
-        return LLAMACPP_BASE_BYTES + LLAMACPP_VOCAB_BYTES * spec.vocab_size
-    return ONNX_BASE_BYTES + ONNX_VOCAB_BYTES * spec.vocab_size
+def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, prompt_tokens: int) -> int:
+    """Bytes reserved for the same, written to or not: llama.cpp reserves logits of every token of a micro-batch."""
+    if runtime != "llamacpp":
+        return compute_bytes(spec, runtime, "cpu", context_tokens, prompt_tokens)
+    tokens = min(LLAMACPP_UBATCH, context_tokens)
+    every_logit = 4 * tokens * (spec.vocab_size + 2 * spec.hidden_size)
+    return max(_activations(spec, tokens) + 2 * tokens * _pad(context_tokens), every_logit) + spec.vocab_size * 4
+
+
+def _activations(spec: ModelSpec, tokens: int) -> int:
+    d, ff, q, kv = (
+        spec.hidden_size, spec.intermediate_size, spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    )  # fmt: skip
+    return 4 * max(3 * ff + q + 3 * d, 2 * q + 2 * kv + 2 * d) * tokens
+
+
+def vocabulary_bytes(spec: ModelSpec, runtime: str) -> int:
+    """Bytes of the tokens' texts, ids and merges in a runtime's own tables."""
+    if runtime != "llamacpp":
+        return ONNX_VOCAB_BYTES * spec.vocab_size
+    stored = (spec.tokenizer_bytes or {}).get("gguf")
+    kind = "scores" if stored and stored < MERGES_FROM * spec.vocab_size else "merges"
+    return LLAMACPP_VOCAB_BYTES[kind] * spec.vocab_size
+
+
+def runtime_bytes(spec: ModelSpec, runtime: str, n_blocks: int, measured: int | None = None) -> int:
+    """Bytes of the runtime's own structures: session, graph, vocabulary. `measured`: a profile's
+    figure for all but the blocks and the vocabulary."""
+    base, per_block = {
+        "llamacpp": (LLAMACPP_BASE_BYTES, LLAMACPP_BLOCK_BYTES),
+        "onnxruntime": (ONNX_BASE_BYTES, ONNX_BLOCK_BYTES),
+    }[runtime]
+    base = base if measured is None else measured
+    return base + n_blocks * per_block + vocabulary_bytes(spec, runtime)
+
+
+def weight_bytes(size: Sizes, runtime: str, backend: str) -> int:
+    """Resident weights. onnxruntime's CPU kernels pack matrices anew: scales stay beside the packed form, which has
+    sums per block of its own; measured per stored byte of blocks and head on generated models."""
+    if runtime != "onnxruntime" or backend != "cpu":
+        return size.tensor_bytes + size.repack_bytes
+    return round(sum(ONNX_PACKED[w.type][0] * w.block_bytes + ONNX_PACKED[w.type][1] * w.head_bytes for w in size.work))
+
+
+# Resident bytes per stored byte, of the blocks' matrices and of the output matrix.
+ONNX_PACKED = {"fp32": (1.0, 2.0), "fp16": (3.0, 2.4), "int8": (1.213, 1.04), "int4": (1.39, 0.93)}
+ONNX_HEAD_SPACE = {"int8": 0.56, "int4": 0.23}  # while it is multiplied, per stored byte
 
 
 class Predictor:
@@ -130,14 +178,13 @@ class Predictor:
         if quant not in self._rates:
             self._rates[quant] = find(self.device, runtime, self.backend, self.mode, quant)
         rates = self._rates[quant]
-        weights = size.tensor_bytes + size.repack_bytes
-        if runtime == "onnxruntime" and self.backend == "cpu":
-            weights = round(weights * ONNX_RESIDENT[quant])
+        weights = weight_bytes(size, runtime, self.backend)
         kv = kv_bytes(spec, blocks, runtime, quant, context_tokens, kv_type)
-        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens)
-        base = runtime_bytes(spec, runtime, rates)
+        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens, size.work)
+        committed = committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
+        base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
         times = [
-            decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, k, kv_type=kv_type)
+            decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, k, kv_type=kv_type, work=size.work)
             for k in range(3)
         ]
         slow, middle, fast = (None if t is None else 1 / t for t in times)
@@ -148,32 +195,69 @@ class Predictor:
             compute_bytes=compute,
             runtime_bytes=base,
             memory_bytes=weights + kv + compute + base,
+            committed_bytes=weights + kv + committed + base,
             streamed_bytes=size.streamed_bytes,
             decode_tok_per_s=middle,
             decode_low_tok_per_s=slow,
             decode_high_tok_per_s=fast,
             decode_depth_tokens=DECODE_DEPTH_TOKENS,
-            ttft_s=self._ttft(blocks, prompt_tokens, rates, 1),
-            ttft_low_s=self._ttft(blocks, prompt_tokens, rates, 2),
-            ttft_high_s=self._ttft(blocks, prompt_tokens, rates, 0),
+            ttft_s=self._ttft(blocks, size, prompt_tokens, rates, 1),
+            ttft_low_s=self._ttft(blocks, size, prompt_tokens, rates, 2),
+            ttft_high_s=self._ttft(blocks, size, prompt_tokens, rates, 0),
             basis=rates.basis if rates else f"no rate known for {runtime} on {self.backend}{self._in_mode()}",
         )
 
     def _in_mode(self) -> str:
         return f" in power mode {self.mode}" if self.mode else ""
 
-    def _ttft(self, blocks: Blocks, prompt_tokens: int, rates: Rates | None, which: int) -> float | None:
+    def _ttft(self, blocks: Blocks, size: Sizes, prompt_tokens: int, rates: Rates | None, which: int) -> float | None:
         """Seconds to read the prompt: 2 operations per block parameter and token, the output head once, causal attention.
 
-        The rate is what published prefills of ≥ 1 B models reached on this count; smaller models reach less.
+        One rate for all is what published prefills of ≥ 1 B models reached on this count; smaller models reach less.
         """
+        if rates is not None and rates.prefill:
+            return prefill_seconds(self.spec, blocks, size.work, self.runtime, rates, prompt_tokens, which)
         if rates is None or rates.prefill_flops is None or rates.prefill_ends is None:
             return None
-        spec = self.spec
-        heads = 4 * spec.n_heads * spec.head_dim * sum(b.attn is not None for b in blocks)
-        flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + heads * prompt_tokens * (prompt_tokens + 1) / 2
-        flops += 2 * spec.vocab_size * spec.hidden_size
+        flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + attention_flops(self.spec, blocks, prompt_tokens)
+        flops += 2 * self.spec.vocab_size * self.spec.hidden_size
         return flops / (rates.prefill_ends[0], rates.prefill_flops, rates.prefill_ends[1])[which]
+
+
+def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> float:
+    """Scores and values of a causal prompt: each token with itself and all before it."""
+    heads = 4 * spec.n_heads * spec.head_dim * sum(b.attn is not None for b in blocks)
+    return heads * prompt_tokens * (prompt_tokens + 1) / 2
+
+
+def prefill_seconds(
+    spec: ModelSpec,
+    blocks: Blocks,
+    work: tuple[Work, ...],
+    runtime: str,
+    rates: Rates,
+    prompt_tokens: int,
+    which: int = 1,
+) -> float:
+    """Seconds to read a prompt where rates are known by tensor type; `which` as in `decode_seconds`.
+
+    Matrices by their operations, and once for each micro-batch by their bytes, which kernels read or unpack before they
+    multiply; what a block does to each token beside matrices; attention; the output matrix once.
+    """
+    batches = -(-prompt_tokens // LLAMACPP_UBATCH) if runtime == "llamacpp" else 1
+    flops = attention_flops(spec, blocks, prompt_tokens)
+
+    def parts(k: int) -> tuple[float, ...]:
+        once = rates.prefill_weights
+        return (
+            *(2 * w.block_params * prompt_tokens / rates.prompt_rate(w.type, k) for w in work if w.block_params),
+            *(batches * w.block_bytes / once[w.type][k] for w in work if w.type in once),
+            *(w.head_bytes / rates.weight_rate(w.type, k) for w in work),
+            len(blocks) * prompt_tokens * rates.prefill_overhead_us[k] * 1e-6 if rates.prefill_overhead_us else 0.0,
+            flops / rates.prefill_attention[k] if rates.prefill_attention else 0.0,
+        )
+
+    return _together(parts(0), parts(1), parts(2), which, rates.noise)
 
 
 def decode_seconds(
@@ -186,22 +270,33 @@ def decode_seconds(
     which: int,
     depth_tokens: int = DECODE_DEPTH_TOKENS,
     kv_type: str | None = None,
+    work: tuple[Work, ...] = (),
 ) -> float | None:
     """Seconds per token; `which` 0 = slow end of the 90 % interval, 1 = middle, 2 = fast end. None when no rate is known.
 
-    The terms' errors are independent, so each counts by its share of the time and they add in squares, with the spread
-    of one measurement about the formula.
+    `work` is used where rates are known by tensor type, `streamed_bytes` where they are not.
     """
     if rates is None:
         return None
     element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-    slow, middle, fast = (_parts(spec, blocks, streamed_bytes, rates, k, depth_tokens, element) for k in range(3))
+    slow, middle, fast = (_parts(spec, blocks, streamed_bytes, rates, k, depth_tokens, element, work) for k in range(3))
+    return _together(slow, middle, fast, which, rates.noise)
+
+
+def _together(
+    slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[float, ...], which: int, noise: float
+) -> float:
+    """Seconds of all parts, or one end of their 90 % interval.
+
+    The terms' errors are independent, so each counts by its share of the time and they add in squares, with the spread
+    of one measurement about the formula.
+    """
     seconds = sum(middle)
     if which == 1:
         return seconds
     ends = zip(middle, slow if which == 0 else fast, strict=True)
     apart = [m / seconds * math.log(end / m) for m, end in ends if m > 0 and end > 0]
-    return seconds * math.exp((1 if which == 0 else -1) * math.hypot(Z * rates.noise, *apart))
+    return seconds * math.exp((1 if which == 0 else -1) * math.hypot(Z * noise, *apart))
 
 
 def _parts(
@@ -212,11 +307,16 @@ def _parts(
     which: int,
     depth_tokens: int,
     element_bytes: float,
+    work: tuple[Work, ...],
 ) -> tuple[float, ...]:
-    """Seconds for weights, the blocks' fixed cost, reading the cache, and attention's arithmetic."""
+    """Seconds for weights (by type where that is known), the blocks' fixed cost, reading the cache, attention's arithmetic."""
     cache_bytes, flops = attention_work(spec, blocks, depth_tokens, element_bytes)
+    if rates.weights and work:
+        weights = [(w.block_bytes + w.head_bytes) / rates.weight_rate(w.type, which) for w in work]
+    else:
+        weights = [streamed_bytes / (rates.efficiency[which] * rates.bandwidth)]
     return (
-        streamed_bytes / (rates.efficiency[which] * rates.bandwidth),
+        *weights,
         len(blocks) * rates.overhead_us[which] * 1e-6,
         cache_bytes / rates.cache_bytes_per_s[which],
         flops / rates.attention_flops[which],

@@ -53,6 +53,23 @@ def load(name_or_path: str | Path) -> DeviceProfile:
     return _parse(documents[device_id], FOLDER / f"{device_id}.toml", total)
 
 
+def document_of(profile: DeviceProfile) -> dict[str, Any]:
+    """A shipped profile's tables, for one to be made of them; with the memory size that was asked for."""
+    documents = _documents()
+    if profile.id in documents:
+        return documents[profile.id]
+    base, total = _split_memory(profile.id)
+    document = documents[base]
+    memory = {k: v for k, v in document["memory"].items() if k != "also"}
+    return {**document, "memory": {**memory, "total": {**memory["total"], "value": total}}}
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A user's profile's tables, once it is known to be one. Raises as `load`."""
+    _load_file(path)
+    return _read(path)
+
+
 def _unknown(text: str, known: list[str]) -> str:
     guess = did_you_mean(text, sorted(known))
     return f"no device called {text!r}.{guess} `edgeprune devices` lists them; a path to a .toml describes another."

@@ -106,9 +106,6 @@ class ModelSpec(Record):
         return sum(b.kv_elements_per_token for b in self.blocks)
 
 
-# --- scores -------------------------------------------------------------------------------------
-
-
 class Text(Record):
     """What was read: enough to tell two texts apart without storing them."""
 
@@ -181,6 +178,11 @@ class Calibration(Record):
     cache_rate: Figure | None = None  # bytes/s reading the cache
     error: Figure | None = None  # spread (standard deviation of the logarithm) of one measurement about the formula
     prefill_rate: Figure | None = None  # flop/s reached in prefill
+    weight_rates: dict[str, Figure] = {}  # tensor type -> bytes/s of reading weights of it; before `efficiency`
+    prefill_rates: dict[str, Figure] = {}  # tensor type -> flop/s of a prompt's matrices of it; before `prefill_rate`
+    prefill_weight_rates: dict[str, Figure] = {}  # tensor type -> bytes/s, once for each micro-batch of a prompt
+    prefill_overhead: Figure | None = None  # us per block and token of a prompt
+    prefill_attention_rate: Figure | None = None  # flop/s reached by attention over a prompt
     runtime_memory: Figure | None = None  # bytes of the runtime itself
     n_rows: int
     n_models: int
@@ -237,7 +239,8 @@ class Prediction(Record):
     kv_bytes: int
     compute_bytes: int
     runtime_bytes: int
-    memory_bytes: int  # the sum of the four above
+    memory_bytes: int  # the sum of the four above: what becomes resident
+    committed_bytes: int | None = None  # what is reserved, written to or not; an accelerator must have it all
     streamed_bytes: int  # read for each decoded token
     decode_tok_per_s: float | None
     decode_low_tok_per_s: float | None
@@ -296,9 +299,6 @@ class Plan(Record):
     front: tuple[Alternative, ...] = ()  # damage × memory × speed: none is beaten in all three
     scores_sha256: str | None
     metric: str | None
-
-
-# --- results ------------------------------------------------------------------------------------
 
 
 class Artifact(Record):

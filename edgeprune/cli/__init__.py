@@ -16,6 +16,7 @@ VERBS = (
     "prune",
     "export",
     "bench",
+    "calibrate",
     "evaluate",
     "chat",
     "report",

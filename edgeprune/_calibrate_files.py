@@ -1,0 +1,93 @@
+"""Calibration from benchmark files of a device: its profile with the terms that the files' rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeprune import _bench_files, model
+from edgeprune import _profile_write as profile_write
+from edgeprune._bench_files import BenchRow
+from edgeprune._sizes import named
+from edgeprune._terms import Fitted, Observation, fit_all, work_of
+from edgeprune.errors import EdgepruneError, InputRejected
+from edgeprune.types import DeviceProfile, ModelSpec
+
+SAME_PARAMS = 0.01  # how far a file's number of parameters may be from a model's to be taken for it
+
+
+def observations(files: Sequence[Path], specs: Sequence[ModelSpec]) -> list[Observation]:
+    """Rows of the files whose model is known: one of `specs`, or the file that the row names, if it lies here.
+
+    Raises InputRejected for a file that is not a benchmark's, a model that is not known, or nothing to use.
+    """
+    found = []
+    for path in files:
+        rows = [
+            r for r in _bench_files.read(path) if r.token_s is not None or (r.prompt_s is not None and not r.n_depth)
+        ]
+        found += [_observation(r, _shape(r, specs)) for r in rows]
+    if not found:
+        raise InputRejected(f"{', '.join(map(str, files))}: no test of a prompt or of generation alone at batch 1")
+    return found
+
+
+def calibrate_files(
+    files: Sequence[Path], specs: Sequence[ModelSpec], base: DeviceProfile, document: dict[str, Any], device_id: str
+) -> tuple[dict[str, Any], list[Fitted]]:
+    """(the profile's document with what the files say, the fits). Raises as `observations`."""
+    names = ", ".join(p.name for p in files)
+    source = f"edgeprune calibrate --from {names}, on {base.name}"
+    fitted = fit_all(observations(files, specs), base.bandwidth.value, "fitted", source, {})
+    document = profile_write.with_calibrations(document, [f.calibration for f in fitted], source)
+    return {**document, "id": device_id, "aliases": [], "siblings": []}, fitted
+
+
+def _observation(r: BenchRow, spec: ModelSpec) -> Observation:
+    known = named(r.runtime, r.quant)
+    if not known:
+        raise InputRejected(f"{r.where}: {r.runtime} has no quantisation {r.quant!r} that edgeprune knows")
+    what, tokens, seconds = ("prefill", r.n_prompt, r.prompt_s) if r.prompt_s else ("decode", 0, r.token_s)
+    if what == "decode":
+        tokens = r.n_depth + (r.n_gen + 1) // 2
+    assert seconds
+    return Observation(
+        spec.name,
+        spec,
+        r.runtime,
+        r.backend,
+        r.build,
+        known[0],
+        work_of(spec, r.runtime, known[0]),
+        what,
+        tokens,
+        seconds,
+    )
+
+
+def _shape(r: BenchRow, specs: Sequence[ModelSpec]) -> ModelSpec:
+    for spec in specs:
+        if r.n_params is None or abs(spec.params / r.n_params - 1) <= SAME_PARAMS:
+            return spec
+    if r.file and Path(r.file).is_file():
+        try:
+            return model.inspect(r.file)
+        except EdgepruneError:
+            pass  # told below: the person names it
+    what = f"{r.n_params:,} parameters" if r.n_params else f"the name {r.model!r}"
+    raise InputRejected(
+        f"{r.where}: which model is it? Of {what} none is known here; name its folder or .gguf as MODEL"
+    )
+
+
+def base_document(name: str) -> dict[str, Any]:
+    """The tables of the profile that a name, an alias, a path or "host" stands for."""
+    from edgeprune import _host, devices
+
+    if name.endswith(".toml"):
+        return devices.read_document(Path(name).expanduser())
+    profile = devices.load(name)
+    if profile.id == devices.HOST:
+        return profile_write.host_document(_host.profile(), profile.id)
+    return devices.document_of(profile)

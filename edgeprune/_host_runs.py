@@ -1,0 +1,185 @@
+"""Timed runs of many models in turn, for a fit: every model in a fresh process, opened once, its repetitions interleaved.
+
+One pass empties the cache, reads a prompt (timed as a whole) and generates after it (timed token by token), so a long
+prompt gives the prefill and the decode sample of its depth at once. Tokens are random, as llama-bench's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeprune import catalog
+from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+
+Progress = Callable[[str, int, int], None]
+
+
+class Pass(NamedTuple):
+    """Read `prompt` tokens, then generate `gen`."""
+
+    prompt: int
+    gen: int
+
+
+class Job(NamedTuple):
+    name: str
+    path: Path
+    runtime: str
+    passes: tuple[Pass, ...]
+
+    @property
+    def context_tokens(self) -> int:
+        return max(p.prompt + p.gen for p in self.passes)
+
+
+class Runs(NamedTuple):
+    """Raw samples of one job: per pass and repetition, ns of the prompt and of every generated token; memory in bytes."""
+
+    name: str
+    backend: str
+    build: str
+    prefill_ns: list[list[int]]
+    token_ns: list[list[list[int]]]
+    memory: dict[str, int]
+
+
+def measure(
+    jobs: Sequence[Job], repetitions: int, n_threads: int, progress: Progress,
+    after_round: Callable[[list[Runs]], None] = lambda found: None,
+) -> list[Runs]:  # fmt: skip
+    """All jobs, forwards and backwards in turn; `after_round` gets what there is after each. Raises as bench.measure."""
+    done, total = 0, len(jobs) * (repetitions + 1)
+    with ExitStack() as stack:
+        children = []
+        for job in jobs:
+            children.append(stack.enter_context(_Child(job, n_threads)))
+            children[-1].ask("warm up")
+            done += 1
+            progress("opening and warming up", done, total)
+        found = [Runs(job.name, "", "", [[] for _ in job.passes], [[] for _ in job.passes], {}) for job in jobs]
+        for k in range(repetitions):
+            turn = range(len(jobs))
+            for i in turn if k % 2 == 0 else reversed(turn):
+                found[i] = _with(found[i], children[i].ask("repeat"))
+                done += 1
+                progress("measuring, in turns", done, total)
+            after_round(found)
+        return found
+
+
+def _with(runs: Runs, answer: dict[str, Any]) -> Runs:
+    """One repetition more."""
+    return runs._replace(
+        backend=answer["backend"],
+        build=answer["build"],
+        prefill_ns=[[*a, b] for a, b in zip(runs.prefill_ns, answer["prefill_ns"], strict=True)],
+        token_ns=[[*a, b] for a, b in zip(runs.token_ns, answer["token_ns"], strict=True)],
+        memory=answer["memory"],
+    )
+
+
+class _Child:
+    """A fresh process with one model open; answers one JSON line per step."""
+
+    def __init__(self, job: Job, n_threads: int):
+        self.job = job
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, "-m", "edgeprune._host_runs"], text=True, **pipes)
+        self.errors: list[str] = []
+        threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()), daemon=True).start()
+        self._send(job._asdict() | {"path": str(job.path), "n_threads": n_threads})
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, step: str) -> dict[str, Any]:
+        self._send(step)
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            code = self.process.wait()
+            if code in (-9, 137):
+                raise OutOfResources(f"running {self.job.name}: its process was killed, most likely out of memory")
+            tail = " ".join("".join(self.errors[-3:]).split())[-300:]
+            raise EdgepruneError(f"running {self.job.name}: the {self.job.runtime} process ended with {code}: {tail}")
+        answer = json.loads(line)
+        if "error" in answer:
+            kind = {2: UsageError, 4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
+            raise kind(answer["error"])
+        return answer
+
+    def _send(self, value: Any) -> None:
+        try:
+            assert self.process.stdin
+            self.process.stdin.write(json.dumps(value) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; the next answer tells how
+
+
+def _timed(session: Any, prompt: int, gen: int, rng: Any) -> tuple[int, list[int]]:
+    """ns of the prompt, and of each token after it."""
+    now = time.perf_counter_ns
+    ids = rng.integers(0, session.n_vocab, prompt + gen).tolist()
+    session.reset()
+    start = now()
+    session.prefill(ids[:prompt])
+    read = previous = now()
+    tokens = []
+    for token in ids[prompt:]:
+        session.decode(token)
+        done = now()
+        tokens.append(done - previous)
+        previous = done
+    return read - start, tokens
+
+
+def _serve(request: dict[str, Any]) -> None:
+    import numpy as np
+
+    from edgeprune.bench import memory_now
+
+    def answer(**fields: Any) -> None:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+
+    try:
+        module = catalog.load("edgeprune.runtimes", request["runtime"])
+        build = module.version()
+        rng = np.random.default_rng(0)
+        rng.integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
+        before = memory_now()["rss"]
+        passes = request["passes"]
+        n_ctx, longest = max(p + g for p, g in passes), max(p for p, _ in passes)
+        session = module.open_session(Path(request["path"]), n_ctx=n_ctx, n_threads=request["n_threads"])
+        loaded = memory_now()["rss"]
+        for line in sys.stdin:
+            if json.loads(line) == "warm up":
+                _timed(session, longest, 2, rng)
+                answer()
+                continue
+            prefill, tokens = zip(*(_timed(session, p, g, rng) for p, g in passes), strict=True)
+            memory = memory_now() | {"before": before, "loaded": loaded}
+            answer(backend=session.backend, build=build, prefill_ns=prefill, token_ns=tokens, memory=memory)
+    except EdgepruneError as e:
+        answer(error=str(e), exit_code=e.exit_code)
+    except MemoryError:
+        answer(error=f"running {request['name']}: out of memory", exit_code=6)
+
+
+if __name__ == "__main__":
+    try:
+        _serve(json.loads(sys.stdin.readline()))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,228 @@
+"""Observations of decode and prefill -> one Calibration per runtime × backend: the terms of edgeprune.cost, fitted.
+
+    decode   seconds per token  = Σ_types bytes / weight_rate + n_blocks · overhead + cache's bytes / cache_rate
+                                  + attention's work / attention_rate
+    prefill  seconds of a prompt = Σ_types (flops / prefill_rate + micro-batches · bytes / prefill_weight_rate)
+                                   + blocks · tokens · overhead + attention's work / prefill_attention_rate + head
+
+Every tensor type has a rate of its own: a file quantisation mixes types (Q4_K_M holds Q4_K and Q6_K), and kernels differ
+by more than their bytes. So quantisations that were never run are foretold from the types that they are made of. What
+separates the terms: an output matrix is bytes without blocks, so depths tell bytes from blocks; contexts tell attention.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from edgeprune._fit import Fit, Prior, Row, Term, fit, predict
+from edgeprune._kv_types import ELEMENT_BYTES, native
+from edgeprune._rates import WEAK, prior
+from edgeprune._sizes import Shapes, Work, sizes
+from edgeprune.blocks import whole
+from edgeprune.cost import LLAMACPP_UBATCH, attention_flops, attention_work
+from edgeprune.types import Calibration, Figure, ModelSpec
+
+OVERHEAD, CACHE, ATTENTION = "per block", "reading the cache", "attention"
+NOISE = 0.02  # of one timed median about the formula, before any is known
+WIDE = 1.2  # a prior's spread as a logarithm: a factor of 7 either way
+NEAR = 0.7
+PREFILL_FLOPS = 1e11  # where nothing else says more
+HEAD_SHARE = 0.9  # most of a prompt's time that is believed to be the output matrix's
+MIN_FITTED = 8  # rows below which a profile calls its figures a prior (edgeprune._profile_toml)
+
+
+class Observation(NamedTuple):
+    """A median time of one model in one state."""
+
+    model: str  # of one shape at one depth
+    spec: ModelSpec
+    runtime: str
+    backend: str
+    build: str
+    quant: str
+    work: tuple[Work, ...]
+    what: Literal["decode", "prefill"]
+    tokens: int  # decode: in the cache; prefill: of the prompt
+    seconds: float  # decode: per token; prefill: in all
+    samples: tuple[float, ...] = ()
+
+
+class Judged(NamedTuple):
+    """An observation beside what the fit says of it."""
+
+    observation: Observation
+    predicted_s: float
+
+    @property
+    def ratio(self) -> float:
+        return self.predicted_s / self.observation.seconds
+
+
+class Fitted(NamedTuple):
+    calibration: Calibration
+    rows: tuple[Judged, ...]
+    unclear: tuple[str, ...]  # what the rows could not tell, one sentence each
+
+
+def work_of(spec: ModelSpec, runtime: str, quant: str) -> tuple[Work, ...]:
+    """Of a whole model at a file quantisation. Raises UsageError for one that the runtime's format does not have."""
+    return sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).work
+
+
+def fit_all(
+    found: Sequence[Observation], bandwidth: float, status: str, source: str, memory: dict[tuple[str, str], float]
+) -> list[Fitted]:
+    """One result per runtime × backend, in the order of the observations. `memory`: bytes of a runtime itself."""
+    groups: dict[tuple[str, str], list[Observation]] = {}
+    for o in found:
+        groups.setdefault((o.runtime, o.backend), []).append(o)
+    return [_fit_one(key, rows, bandwidth, status, source, memory.get(key)) for key, rows in groups.items()]
+
+
+def _fit_one(
+    key: tuple[str, str], rows: list[Observation], bandwidth: float, status: str, source: str, memory: float | None
+) -> Fitted:
+    runtime, backend = key
+    decode = [o for o in rows if o.what == "decode"]
+    prefill = [o for o in rows if o.what == "prefill"]
+    judged: list[Judged] = []
+    unclear: list[str] = []
+    found: dict[str, Any] = {}
+
+    def figure(value: float, low: float, high: float, unit: str) -> Figure:
+        return Figure(
+            value=value, unit=unit, source=source, kind="measured", low=min(low, value), high=max(high, value)
+        )
+
+    def rate(term: Term, unit: str) -> Figure:
+        """A term is seconds per unit of work; a rate its inverse."""
+        return figure(1 / term.value, 1 / term.high, 1 / term.low, unit)
+
+    speeds: dict[str, float] = {}
+    if decode:
+        types = _types(decode)
+        result = fit([_decode_row(o, types) for o in decode], _decode_prior(types, backend, bandwidth))
+        terms = {t.name: t for t in result.terms}
+        judged += [Judged(o, predict(result, _decode_row(o, types).amounts).seconds) for o in decode]
+        found["weight_rates"] = {t: rate(terms[t], "bytes/s") for t in types}
+        speeds = {t: f.value for t, f in found["weight_rates"].items()}
+        overhead = terms[OVERHEAD]
+        found["overhead_per_block"] = figure(overhead.value * 1e6, overhead.low * 1e6, overhead.high * 1e6, "us")
+        found["cache_rate"] = rate(terms[CACHE], "bytes/s")
+        found["attention_rate"] = rate(terms[ATTENTION], "flop/s")
+        found["error"] = Figure(value=result.noise, unit="ratio", source=source, kind="measured")
+        found["efficiency"] = _efficiency(decode, found["weight_rates"], bandwidth, figure)
+        unclear += _unclear("decode", result)
+    if prefill:
+        types = _types(prefill)
+        net = [o._replace(seconds=_without_head(o, speeds)) for o in prefill]
+        result = fit([_prefill_row(o, types) for o in net], _prefill_prior(net, types, speeds, found, bandwidth))
+        terms = {t.name: t for t in result.terms}
+        found["prefill_rates"] = {t: rate(terms[t], "flop/s") for t in types}
+        found["prefill_weight_rates"] = {t: rate(terms[f"{t} once"], "bytes/s") for t in types}
+        overhead = terms[OVERHEAD]
+        found["prefill_overhead"] = figure(overhead.value * 1e6, overhead.low * 1e6, overhead.high * 1e6, "us")
+        found["prefill_rate"] = _prefill_rate(found["prefill_rates"], figure)
+        found["prefill_attention_rate"] = rate(terms[ATTENTION], "flop/s")
+        for o, n in zip(prefill, net, strict=True):
+            seconds = predict(result, _prefill_row(n, types).amounts).seconds + o.seconds - n.seconds
+            judged.append(Judged(o, seconds))
+        unclear += _unclear("prefill", result)
+    if memory is not None:
+        found["runtime_memory"] = figure(memory, memory, memory, "bytes")
+    n_rows = len(rows)
+    told = status if status != "fitted" or n_rows >= MIN_FITTED else "prior"
+    calibration = Calibration(
+        runtime=runtime, backend=backend, build=rows[0].build, n_rows=n_rows, n_models=len({o.model for o in rows}),
+        status=told, **found,
+    )  # fmt: skip
+    return Fitted(calibration, tuple(judged), tuple(f"{runtime} on {backend}: {line}" for line in unclear))
+
+
+def _types(rows: Sequence[Observation]) -> list[str]:
+    return sorted({w.type for o in rows for w in o.work})
+
+
+def _decode_row(o: Observation, types: list[str]) -> Row:
+    amounts = {w.type: w.block_bytes + w.head_bytes for w in o.work}
+    element = ELEMENT_BYTES[native(o.runtime, o.quant)]
+    attention = attention_work(o.spec, whole(o.spec.n_blocks), o.tokens, element)
+    return Row(o.model, (*(amounts.get(t, 0.0) for t in types), o.spec.n_blocks, *attention), o.seconds)
+
+
+def _prefill_row(o: Observation, types: list[str]) -> Row:
+    batches = -(-o.tokens // LLAMACPP_UBATCH) if o.runtime == "llamacpp" else 1
+    flops = {w.type: 2.0 * w.block_params * o.tokens for w in o.work}
+    once = {w.type: batches * w.block_bytes for w in o.work}
+    attention = attention_flops(o.spec, whole(o.spec.n_blocks), o.tokens)
+    amounts = (*(flops.get(t, 0.0) for t in types), *(once.get(t, 0.0) for t in types))
+    return Row(o.model, (*amounts, o.spec.n_blocks * o.tokens, attention), o.seconds)
+
+
+def _without_head(o: Observation, speeds: dict[str, float]) -> float:
+    """The output matrix is read once for a whole prompt, at the speed of decode."""
+    head = sum(w.head_bytes / speeds[w.type] for w in o.work if w.type in speeds)
+    return o.seconds - min(head, HEAD_SHARE * o.seconds)
+
+
+def _decode_prior(types: list[str], backend: str, bandwidth: float) -> Prior:
+    """The backend's own, of a device nobody measured, as wide as rows of this one can make it narrow again."""
+    weights, overhead, cache, attention = (prior(backend) or WEAK).terms
+    terms = [Term(t, weights.value / bandwidth, WIDE) for t in types]
+    terms += [Term(OVERHEAD, overhead.value, WIDE), Term(CACHE, cache.value / bandwidth, NEAR)]
+    return Prior((*terms, Term(ATTENTION, attention.value, WIDE)), NOISE)
+
+
+def _prefill_prior(
+    rows: Sequence[Observation], types: list[str], speeds: dict[str, float], found: dict, bandwidth: float
+) -> Prior:
+    """Where to start: half the time of the longest prompts for the matrices, the rest as in decode.
+
+    Nothing is known of prefill that would hold for a Raspberry Pi as for a GPU, so scale is taken from the rows; the
+    spreads leave each term a factor of 3 to 7 either way.
+    """
+    longest = max(o.tokens for o in rows)
+    terms = []
+    for t in types:
+        shares = [
+            0.5 * o.seconds / (2 * w.block_params * o.tokens)
+            for o in rows
+            for w in o.work
+            if w.type == t and w.block_params and o.tokens > longest / 2
+        ]
+        terms.append(Term(t, statistics.median(shares or [1 / PREFILL_FLOPS]), WIDE))
+    terms += [Term(f"{t} once", 1 / speeds.get(t, 0.5 * bandwidth), NEAR) for t in types]
+    overhead, attention = found.get("overhead_per_block"), found.get("attention_rate")
+    terms.append(Term(OVERHEAD, 0.2e-6 * overhead.value if overhead else 5e-6, WIDE))
+    terms.append(Term(ATTENTION, 0.5 / attention.value if attention else 1 / PREFILL_FLOPS, WIDE))
+    return Prior(tuple(terms), NOISE)
+
+
+def _efficiency(decode: Sequence[Observation], rates: dict[str, Figure], bandwidth: float, figure) -> Figure:
+    """For types that were not run: the share of the bandwidth that all rows together reached, between the types'."""
+    total = {t: sum(w.block_bytes + w.head_bytes for o in decode for w in o.work if w.type == t) for t in rates}
+    middle = sum(total.values()) / sum(n / rates[t].value for t, n in total.items())
+    ends = [f.value for f in rates.values()]
+    shares = [min(1.2, x / bandwidth) for x in (middle, min(ends), max(ends))]  # the loader's ceiling
+    return figure(*shares, "ratio")
+
+
+def _prefill_rate(rates: dict[str, Figure], figure) -> Figure:
+    values = sorted(f.value for f in rates.values())
+    middle = math.exp(sum(map(math.log, values)) / len(values))
+    return figure(middle, values[0], values[-1], "flop/s")
+
+
+def _unclear(what: str, result: Fit) -> list[str]:
+    """Sentences on what the rows leave open."""
+    lines = []
+    if result.undetermined:
+        lines.append(f"{what}: the rows say little about {', '.join(result.undetermined)}; the prior stands there")
+    pairs = [f"{a} and {b}" for a, b in itertools.islice(result.confounded, 4)]
+    if pairs:
+        lines.append(f"{what}: the rows can't tell apart {'; '.join(pairs)}")
+    return lines
