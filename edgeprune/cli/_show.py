@@ -82,7 +82,7 @@ def device(p: DeviceProfile, asked: str) -> None:
                 figure(c.overhead_per_block) if c.overhead_per_block else "",
                 figure(c.prefill_rate) if c.prefill_rate else "",
                 f"{c.status}, {c.n_rows} rows",
-                c.efficiency.source,
+                c.efficiency.source if c.efficiency else "",
             ]
             for c in p.calibrations
         ]

@@ -1,0 +1,65 @@
+"""Memory of llama.cpp: the formula, a load without allocation, and what a process really grew by."""
+
+from __future__ import annotations
+
+import pytest
+from _shapes import plan_for
+
+from edgeprune import _host_runs, devices, gguf_prune, model
+from edgeprune._generated import Geometry, make_gguf
+from edgeprune._host_runs import Job, Pass
+from edgeprune.cost import MIB, Predictor
+from edgeprune.plan import typical_removal
+from edgeprune.runtimes import llamacpp
+from exporters import gguf
+
+EXACT = 0.01
+
+
+def grown(path, context: int) -> int:
+    """Bytes a fresh process grew by, its whole context read and generated."""
+    (runs,) = _host_runs.measure([Job("m", path, "llamacpp", (Pass(context - 4, 4),))], 1, 1, lambda *_: None)
+    return runs.memory["peak"] - runs.memory["before"]
+
+
+def foretold(spec, blocks, quant: str, context: int):
+    return Predictor(spec, devices.load("host"), "llamacpp", "cpu")(blocks, quant, context, context)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quant", "n_blocks", "context"), [("Q4_1", 30, 512), ("Q4_1", 12, 1024), ("Q8_0", 30, 256)])
+def test_three_ways_agree_on_smollm2(quant, n_blocks, context, smollm2_gguf, smollm2_folder, tmp_path):
+    path, whole = smollm2_gguf, model.inspect(smollm2_gguf)
+    blocks = typical_removal(30, 30 - n_blocks)
+    if n_blocks < 30:
+        path = tmp_path / "cut.gguf"
+        gguf_prune.prune_gguf(smollm2_gguf, whole, plan_for(whole, blocks), path, base_model="m")
+    elif quant != "Q4_1":
+        path = tmp_path / "other.gguf"
+        gguf.export(smollm2_folder, path, quant, {}, lambda *_: None)
+    formula = foretold(whole, blocks, quant, context)
+    exact = {k: v or 0 for k, v in llamacpp.memory_breakdown(path, context, 1).items()}
+    assert formula.weights_bytes == pytest.approx(exact["weights_bytes"] + exact["repack_bytes"], rel=1e-3)
+    assert formula.kv_bytes == exact["kv_bytes"]
+    assert formula.compute_bytes == pytest.approx(exact["compute_bytes"] + exact["output_bytes"], abs=MIB // 2)
+    committed = formula.committed_bytes - formula.memory_bytes
+    assert committed == pytest.approx(exact["compute_committed_bytes"] - exact["compute_bytes"], abs=MIB // 2)
+    measured = grown(path, context)
+    assert formula.memory_bytes == pytest.approx(measured, rel=EXACT)
+    resident = sum(v for k, v in exact.items() if k != "compute_committed_bytes")
+    assert resident == pytest.approx(measured, rel=2 * EXACT)
+
+
+@pytest.mark.slow
+def test_a_vocabulary_and_blocks_take_what_they_are_said_to(tmp_path):
+    """Other widths, a larger vocabulary, more blocks: within half a MiB of what a load without allocation grows by."""
+    for g in (
+        Geometry(256, 512, 4, 2, 2, 4096),
+        Geometry(256, 512, 4, 2, 24, 4096),
+        Geometry(256, 512, 4, 2, 2, 65536),
+    ):
+        path = tmp_path / f"{g.name}-{g.vocab}.gguf"
+        make_gguf(g, "Q8_0", path)
+        spec = model.inspect(path)
+        predicted = foretold(spec, typical_removal(g.n_blocks, 0), "Q8_0", 256)
+        assert predicted.memory_bytes == pytest.approx(grown(path, 256), abs=3 * MIB)
