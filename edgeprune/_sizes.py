@@ -121,14 +121,19 @@ class Shapes:
         n_v, i_v = sum(a is not None for a, _ in halves), 0
         total = repack = table = 0
         work: list[Work] = []
+        used: dict[int, list] = {}  # a part and how often it occurs; parts are kept, so that ids stay
         for i, (attn, ffn) in enumerate(halves):
             for kind, index, of in ((attn, i_v, n_v), (ffn, i, n)):
                 if kind is not None:
                     part = self._part(kind, quant, *((index, of) if by_place else (0, 1)), facts, isa)
                     total, repack = total + part.n_bytes, repack + part.repacked
                     table += part.table + part.n_tensors * len(str(i))
-                    work += part.work
+                    if id(part) in used:
+                        used[id(part)][1] += 1
+                    else:
+                        used[id(part)] = [part, 1]
             i_v += attn is not None
+        work += [Work(w.type, n * w.block_bytes, n * w.block_params) for part, n in used.values() for w in part.work]
         whole = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
         if doubled:
             whole["output.weight"] = spec.globals["token_embd.weight"]

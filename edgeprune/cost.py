@@ -33,6 +33,9 @@ LLAMACPP_UBATCH = 512
 FULL_CACHE = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 MIB = 1 << 20
 
+Times = tuple[float, float, float]  # seconds: slow end of the 90 % interval, middle, fast end
+NOT_KNOWN = (None, None, None)
+
 # llama.cpp: process growth beside weights, cache and compute buffers, of llama-cpp-python 0.3.36 on generated models of
 # 1k to 131k tokens and 2 to 32 blocks, each beside its load without allocation. A vocabulary with merges (byte-level
 # BPE) takes 280 bytes a token, one with scores (SentencePiece) 160: the latter is gemma-3-270m's 45 MiB.
@@ -183,11 +186,9 @@ class Predictor:
         compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens, size.work)
         committed = committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
-        times = [
-            decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, k, kv_type=kv_type, work=size.work)
-            for k in range(3)
-        ]
+        times = decode_times(spec, blocks, size, quant, runtime, rates, kv_type=kv_type) if rates else NOT_KNOWN
         slow, middle, fast = (None if t is None else 1 / t for t in times)
+        ttft = self._ttft(blocks, size, prompt_tokens, rates) if rates else NOT_KNOWN
         return Prediction(
             file_bytes=size.file_bytes,
             weights_bytes=weights,
@@ -201,27 +202,27 @@ class Predictor:
             decode_low_tok_per_s=slow,
             decode_high_tok_per_s=fast,
             decode_depth_tokens=DECODE_DEPTH_TOKENS,
-            ttft_s=self._ttft(blocks, size, prompt_tokens, rates, 1),
-            ttft_low_s=self._ttft(blocks, size, prompt_tokens, rates, 2),
-            ttft_high_s=self._ttft(blocks, size, prompt_tokens, rates, 0),
+            ttft_s=ttft[1],
+            ttft_low_s=ttft[2],
+            ttft_high_s=ttft[0],
             basis=rates.basis if rates else f"no rate known for {runtime} on {self.backend}{self._in_mode()}",
         )
 
     def _in_mode(self) -> str:
         return f" in power mode {self.mode}" if self.mode else ""
 
-    def _ttft(self, blocks: Blocks, size: Sizes, prompt_tokens: int, rates: Rates | None, which: int) -> float | None:
+    def _ttft(self, blocks: Blocks, size: Sizes, prompt_tokens: int, rates: Rates) -> Times | tuple[None, None, None]:
         """Seconds to read the prompt: 2 operations per block parameter and token, the output head once, causal attention.
 
         One rate for all is what published prefills of ≥ 1 B models reached on this count; smaller models reach less.
         """
-        if rates is not None and rates.prefill:
-            return prefill_seconds(self.spec, blocks, size.work, self.runtime, rates, prompt_tokens, which)
-        if rates is None or rates.prefill_flops is None or rates.prefill_ends is None:
-            return None
+        if rates.prefill:
+            return prefill_times(self.spec, blocks, size.work, self.runtime, rates, prompt_tokens)
+        if rates.prefill_flops is None or rates.prefill_ends is None:
+            return NOT_KNOWN
         flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + attention_flops(self.spec, blocks, prompt_tokens)
         flops += 2 * self.spec.vocab_size * self.spec.hidden_size
-        return flops / (rates.prefill_ends[0], rates.prefill_flops, rates.prefill_ends[1])[which]
+        return flops / rates.prefill_ends[0], flops / rates.prefill_flops, flops / rates.prefill_ends[1]
 
 
 def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> float:
@@ -230,16 +231,10 @@ def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> floa
     return heads * prompt_tokens * (prompt_tokens + 1) / 2
 
 
-def prefill_seconds(
-    spec: ModelSpec,
-    blocks: Blocks,
-    work: tuple[Work, ...],
-    runtime: str,
-    rates: Rates,
-    prompt_tokens: int,
-    which: int = 1,
-) -> float:
-    """Seconds to read a prompt where rates are known by tensor type; `which` as in `decode_seconds`.
+def prefill_times(
+    spec: ModelSpec, blocks: Blocks, work: tuple[Work, ...], runtime: str, rates: Rates, prompt_tokens: int
+) -> Times:
+    """Seconds to read a prompt where rates are known by tensor type, with their 90 % interval.
 
     Matrices by their operations, and once for each micro-batch by their bytes, which kernels read or unpack before they
     multiply; what a block does to each token beside matrices; attention; the output matrix once.
@@ -257,7 +252,24 @@ def prefill_seconds(
             flops / rates.prefill_attention[k] if rates.prefill_attention else 0.0,
         )
 
-    return _together(parts(0), parts(1), parts(2), which, rates.noise)
+    return _together(parts(0), parts(1), parts(2), rates.noise)
+
+
+def decode_times(
+    spec: ModelSpec,
+    blocks: Blocks,
+    size: Sizes,
+    quant: str,
+    runtime: str,
+    rates: Rates,
+    depth_tokens: int = DECODE_DEPTH_TOKENS,
+    kv_type: str | None = None,
+) -> Times:
+    """Seconds per token with `depth_tokens` in the cache, with their 90 % interval."""
+    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
+    attention = attention_work(spec, blocks, depth_tokens, element)
+    slow, middle, fast = (_parts(len(blocks), size, rates, k, attention) for k in range(3))
+    return _together(slow, middle, fast, rates.noise)
 
 
 def decode_seconds(
@@ -270,54 +282,40 @@ def decode_seconds(
     which: int,
     depth_tokens: int = DECODE_DEPTH_TOKENS,
     kv_type: str | None = None,
-    work: tuple[Work, ...] = (),
 ) -> float | None:
-    """Seconds per token; `which` 0 = slow end of the 90 % interval, 1 = middle, 2 = fast end. None when no rate is known.
-
-    `work` is used where rates are known by tensor type, `streamed_bytes` where they are not.
-    """
+    """Seconds per token for so many streamed bytes of no known type; `which` 0 = slow end of the 90 % interval, 1 =
+    middle, 2 = fast end. None when no rate is known."""
     if rates is None:
         return None
-    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-    slow, middle, fast = (_parts(spec, blocks, streamed_bytes, rates, k, depth_tokens, element, work) for k in range(3))
-    return _together(slow, middle, fast, which, rates.noise)
+    size = Sizes(0, 0, streamed_bytes, 0)
+    return decode_times(spec, blocks, size, quant, runtime, rates, depth_tokens, kv_type)[which]
 
 
-def _together(
-    slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[float, ...], which: int, noise: float
-) -> float:
-    """Seconds of all parts, or one end of their 90 % interval.
+def _together(slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[float, ...], noise: float) -> Times:
+    """Seconds of all parts, and both ends of their 90 % interval.
 
     The terms' errors are independent, so each counts by its share of the time and they add in squares, with the spread
     of one measurement about the formula.
     """
     seconds = sum(middle)
-    if which == 1:
-        return seconds
-    ends = zip(middle, slow if which == 0 else fast, strict=True)
-    apart = [m / seconds * math.log(end / m) for m, end in ends if m > 0 and end > 0]
-    return seconds * math.exp((1 if which == 0 else -1) * math.hypot(Z * noise, *apart))
+
+    def apart(ends: tuple[float, ...]) -> float:
+        pairs = zip(middle, ends, strict=True)
+        return math.hypot(Z * noise, *(m / seconds * math.log(e / m) for m, e in pairs if m > 0 and e > 0))
+
+    return seconds * math.exp(apart(slow)), seconds, seconds * math.exp(-apart(fast))
 
 
-def _parts(
-    spec: ModelSpec,
-    blocks: Blocks,
-    streamed_bytes: int,
-    rates: Rates,
-    which: int,
-    depth_tokens: int,
-    element_bytes: float,
-    work: tuple[Work, ...],
-) -> tuple[float, ...]:
+def _parts(n_blocks: int, size: Sizes, rates: Rates, which: int, attention: tuple[float, float]) -> tuple[float, ...]:
     """Seconds for weights (by type where that is known), the blocks' fixed cost, reading the cache, attention's arithmetic."""
-    cache_bytes, flops = attention_work(spec, blocks, depth_tokens, element_bytes)
-    if rates.weights and work:
-        weights = [(w.block_bytes + w.head_bytes) / rates.weight_rate(w.type, which) for w in work]
+    cache_bytes, flops = attention
+    if rates.weights and size.work:
+        weights = [(w.block_bytes + w.head_bytes) / rates.weight_rate(w.type, which) for w in size.work]
     else:
-        weights = [streamed_bytes / (rates.efficiency[which] * rates.bandwidth)]
+        weights = [size.streamed_bytes / (rates.efficiency[which] * rates.bandwidth)]
     return (
         *weights,
-        len(blocks) * rates.overhead_us[which] * 1e-6,
+        n_blocks * rates.overhead_us[which] * 1e-6,
         cache_bytes / rates.cache_bytes_per_s[which],
         flops / rates.attention_flops[which],
     )

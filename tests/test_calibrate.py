@@ -19,7 +19,7 @@ from edgeprune._sizes import Shapes
 from edgeprune._terms import Observation, fit_all
 from edgeprune.blocks import whole
 from edgeprune.calibrate import NARROW, WIDE
-from edgeprune.cost import attention_flops, decode_seconds, predict, prefill_seconds
+from edgeprune.cost import attention_flops, decode_times, predict, prefill_times
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.gguf_file import read_header
 from edgeprune.model import inspect
@@ -86,13 +86,13 @@ def test_another_shape_depth_context_and_mix_is_foretold(profile_file):
     depth, n = 300, 200
     true = sum((w.block_bytes + w.head_bytes) / READ[w.type] for w in size.work)
     true += 9 * OVERHEAD + 4 * 1024 * 9 * depth / ATTENTION
-    found = decode_seconds(s, blocks, 0, "Q4_K_M", "llamacpp", rates, 1, depth, work=size.work)
+    found = decode_times(s, blocks, size, "Q4_K_M", "llamacpp", rates, depth)[1]
     assert found == pytest.approx(true, rel=0.03)
     true = sum(
         2 * w.block_params * n / MULTIPLY[w.type] + (w.block_bytes + w.head_bytes) / READ[w.type] for w in size.work
     )
     true += 9 * n * EACH + attention_flops(s, blocks, n) / ATTENTION
-    assert prefill_seconds(s, blocks, size.work, "llamacpp", rates, n) == pytest.approx(true, rel=0.05)
+    assert prefill_times(s, blocks, size.work, "llamacpp", rates, n)[1] == pytest.approx(true, rel=0.05)
     p = predict(s, blocks, board, "llamacpp", "cpu", "Q4_K_M", 512, n)
     assert p.basis.startswith("host-calibrated: 30 rows of 2 models")
     assert p.decode_low_tok_per_s < p.decode_tok_per_s < p.decode_high_tok_per_s

@@ -28,7 +28,7 @@ from edgeprune._rates import find  # noqa: E402
 from edgeprune._sizes import Shapes, Sizes, sizes  # noqa: E402
 from edgeprune.bench import physical_cores  # noqa: E402
 from edgeprune.blocks import whole  # noqa: E402
-from edgeprune.cost import Predictor, decode_seconds, prefill_seconds  # noqa: E402
+from edgeprune.cost import Predictor, decode_times, prefill_times  # noqa: E402
 from edgeprune.export import export  # noqa: E402
 from edgeprune.files import tree_bytes  # noqa: E402
 from edgeprune.materialise import materialise  # noqa: E402
@@ -160,9 +160,9 @@ def compare(case: Case, r: Runs, passes: tuple[Pass, ...], device: DeviceProfile
     for p, prefill, tokens in zip(passes, r.prefill_ns, r.token_ns, strict=True):
         every = [ns for repetition in tokens for ns in repetition]
         depth = p.prompt + (p.gen + 1) // 2
-        s = decode_seconds(spec, blocks, size.streamed_bytes, quant, runtime, rates, 1, depth, work=size.work)
+        s = decode_times(spec, blocks, size, quant, runtime, rates, depth)[1]
         add("decode", depth, s, statistics.median(every) / 1e9, every)
-        s = prefill_seconds(spec, blocks, size.work, runtime, rates, p.prompt)
+        s = prefill_times(spec, blocks, size.work, runtime, rates, p.prompt)[1]
         add("prefill", p.prompt, s, statistics.median(prefill) / 1e9, prefill)
     context, prompt = max(p.prompt + p.gen for p in passes), max(p.prompt for p in passes)
     foretold = Predictor(spec, device, runtime, r.backend)(blocks, quant, context, prompt)
