@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeprune.types import Calibration, DeviceProfile, Figure, PowerMode
 
-_UNITS = {
+UNITS = {
     "GB": ("bytes", 1e9),
     "GiB": ("bytes", 2.0**30),
     "MB": ("bytes", 1e6),
@@ -20,9 +20,9 @@ _UNITS = {
     "W": ("W", 1.0),
     "share": ("ratio", 1.0),
 }
-_MOST = {"bytes": 2e12, "bytes/s": 2e13, "flop/s": 1e16, "us": 1e6, "W": 2000.0, "ratio": 1.2}
-_KINDS = ("vendor", "measured", "computed", "third-party", "unsourced", "prior")
-_STATUS = ("prior", "fitted", "host-calibrated")
+MOST = {"bytes": 2e12, "bytes/s": 2e13, "flop/s": 1e16, "us": 1e6, "W": 2000.0, "ratio": 1.2}
+KINDS = ("vendor", "measured", "computed", "third-party", "unsourced", "prior")
+STATUS = ("prior", "fitted", "host-calibrated")
 _FIGURE = {"value", "unit", "src", "kind", "low", "high", "note"}
 SMALL_SET = 8
 
@@ -52,7 +52,7 @@ def parse(document: Table, total: float | None = None) -> DeviceProfile:
     base = _figure("memory.total", memory["total"], sources, "bytes")
     device_id, sizes = _text("id", document["id"]), _also(memory.get("also"), memory["total"]["unit"], sources)
     if total is not None:
-        unit = _UNITS[memory["total"]["unit"]][1]
+        unit = UNITS[memory["total"]["unit"]][1]
         base = base.model_copy(update={"value": total * unit})
         device_id = f"{device_id}-{total:g}gb"
     siblings = list(_texts("siblings", document.get("siblings", [])))
@@ -91,7 +91,7 @@ def _available(value: Any, total: Figure, sources: dict[str, Table]) -> Figure:
     if isinstance(value, dict) and "value" in value:
         figure = _figure("memory.available", value, sources, "bytes")
         if figure.value > total.value:
-            raise ProfileError("memory.available: more than memory.total")
+            raise ProfileError(f"memory.available: more than memory.total{_mixed(value, total)}")
         return figure
     for i, rule in enumerate([value] if isinstance(value, dict) else _list("memory.available", value)):
         where = f"memory.available[{i}]"
@@ -117,6 +117,13 @@ def _available(value: Any, total: Figure, sources: dict[str, Table]) -> Figure:
     raise ProfileError("memory.available: no rule covers this memory size")
 
 
+def _mixed(available: Table, total: Figure) -> str:
+    """A hint where reading the total's number as binary would make the two agree."""
+    if available["unit"] == "GiB" and available["value"] * 1e9 <= total.value:
+        return f": {available['value']:g} GiB is {available['value'] * 1.073741824:.4g} GB; is the total in GiB, or this in GB?"
+    return ""
+
+
 def _also(value: Any, unit: str, sources: dict[str, Table]) -> list[float]:
     if value is None:
         return []
@@ -137,6 +144,7 @@ def _mode(where: str, value: Any, sources: dict[str, Table]) -> PowerMode:
         name=_text(where + ".name", table["name"]),
         watts=None if watts is None else _scaled(where + ".watts", watts, "W", "W"),
         bandwidth_scale=None if scale is None else _scaled(where + ".bandwidth_scale", scale, "share", "ratio"),
+        note=table.get("note"),
         source=_source(where, table["src"], sources)["title"],
     )
 
@@ -163,13 +171,15 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
     texts = {"runtime", "backend", "mode", "quant", "build", "note"}
     needed = {"runtime", "backend", "n_rows", "n_models", "status"}
     _keys(where + ".", table, {*figures, *by_type, *texts, *needed}, needed)
+    for key in texts & table.keys():
+        _text(f"{where}.{key}", table[key])
     mode = table.get("mode")
     if mode is not None and mode not in {m.name for m in modes}:
         raise ProfileError(f"{where}.mode: {mode!r} is no [[mode]] of this device")
     rows, models = (_number(f"{where}.{k}", table[k]) for k in ("n_rows", "n_models"))
     status = table["status"]
-    if status not in _STATUS:
-        raise ProfileError(f"{where}.status: {status!r} is not one of {', '.join(_STATUS)}")
+    if status not in STATUS:
+        raise ProfileError(f"{where}.status: {status!r} is not one of {', '.join(STATUS)}")
     if status == "fitted" and rows < SMALL_SET:
         raise ProfileError(f"{where}.status: {rows:g} rows are too few to be called fitted ({SMALL_SET} are needed)")
     if not (figures.keys() | by_type) & table.keys():
@@ -185,6 +195,7 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         mode=mode,
         quant=table.get("quant"),
         build=table.get("build"),
+        note=table.get("note"),
         n_rows=int(rows),
         n_models=int(models),
         status=status,
@@ -198,8 +209,8 @@ def _figure(where: str, value: Any, sources: dict[str, Table], unit: str) -> Fig
     _keys(where + ".", table, _FIGURE, {"value", "unit", "src"})
     source = _source(where, table["src"], sources)
     kind = table.get("kind", source["kind"])
-    if kind not in _KINDS:
-        raise ProfileError(f"{where}.kind: {kind!r} is not one of {', '.join(_KINDS)}")
+    if kind not in KINDS:
+        raise ProfileError(f"{where}.kind: {kind!r} is not one of {', '.join(KINDS)}")
     numbers = {
         k: _scaled(f"{where}.{k}", table[k], table["unit"], unit) for k in ("value", "low", "high") if k in table
     }
@@ -212,11 +223,11 @@ def _figure(where: str, value: Any, sources: dict[str, Table], unit: str) -> Fig
 
 def _scaled(where: str, value: Any, given: Any, unit: str) -> float:
     """A number in the record's unit, in a believable range."""
-    known = [k for k, (u, _) in _UNITS.items() if u == unit]
+    known = [k for k, (u, _) in UNITS.items() if u == unit]
     if given not in known:
         raise ProfileError(f"{where}: unit {given!r} is not one of {', '.join(known)}")
-    scaled = _number(where, value) * _UNITS[given][1]
-    if scaled > _MOST[unit]:
+    scaled = _number(where, value) * UNITS[given][1]
+    if scaled > MOST[unit]:
         raise ProfileError(f"{where}: {value} {given} is beyond belief")
     return scaled
 
@@ -232,8 +243,8 @@ def _sources(value: Any) -> dict[str, Table]:
     for key, entry in _table("sources", value).items():
         where = f"sources.{key}"
         _keys(where + ".", _table(where, entry), {"title", "url", "kind", "retrieved"}, {"title", "kind"})
-        if entry["kind"] not in _KINDS:
-            raise ProfileError(f"{where}.kind: {entry['kind']!r} is not one of {', '.join(_KINDS)}")
+        if entry["kind"] not in KINDS:
+            raise ProfileError(f"{where}.kind: {entry['kind']!r} is not one of {', '.join(KINDS)}")
         found[key] = entry
     return found
 

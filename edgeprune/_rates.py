@@ -203,7 +203,7 @@ def _wider(span: Span, by: float) -> Span:
     """`by`: an independent error, half the width of its 90 % interval as a logarithm."""
     slow = math.exp(-math.hypot(math.log(span.middle / span.slow), by))
     fast = math.exp(math.hypot(math.log(span.fast / span.middle), by))
-    return Span(span.middle * slow, span.middle, span.middle * fast)
+    return Span(span.middle * slow, span.middle, min(span.middle * fast, max(span.middle, 1.0)))
 
 
 def _rate(figure: Figure | None, term: Term, scale: float) -> Span:

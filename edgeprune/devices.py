@@ -1,11 +1,18 @@
-"""device_profiles/*.toml -> DeviceProfile. The folder is the registry; device_profiles/README.md is its schema.
+"""Device profiles -> DeviceProfile. A folder is a registry, a file name is an id; device_profiles/README.md is the schema.
 
 `load` takes an id ("rpi5-8gb"), an alias ("raspberry-pi-5"), an id with another memory size that the device is sold
 with ("m2-16gb"), the path of a profile of your own ("./board.toml"), or "host" for this machine.
+
+Own profiles may also live in a folder, where they are found by name: those of EDGEPRUNE_DEVICES (separated as PATH is),
+then the user's own, $XDG_CONFIG_HOME/edgeprune/devices (~/.config; ~/Library/Application Support on macOS, %APPDATA% on
+Windows). A name is looked up as an id before it is an alias, and in that order of folders: a profile of yours with the
+id of a shipped one takes its place, and `edgeprune devices` says so.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,13 +28,54 @@ FOLDER = Path(__file__).resolve().parent.parent / "device_profiles"  # beside th
 
 
 def names() -> list[str]:
-    """Ids of the shipped profiles, sorted, and "host"."""
-    return [*(f.removesuffix(".toml") for f in _files()), HOST]
+    """Ids of all profiles, shipped and the user's, sorted, and "host"."""
+    return [*sorted(files()), HOST]
+
+
+def files() -> dict[str, Path]:
+    """id -> file; of several the first folder's."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            found.setdefault(path.stem, path)
+    return found
+
+
+def folders() -> list[Path]:
+    """Where profiles are looked for, first come first."""
+    named = [Path(f).expanduser() for f in os.environ.get("EDGEPRUNE_DEVICES", "").split(os.pathsep) if f]
+    return [*named, user_folder(), FOLDER]
+
+
+def user_folder() -> Path:
+    """The user's own folder of profiles; it need not exist."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    if base is None and sys.platform == "darwin":
+        base = "~/Library/Application Support"
+    elif base is None and sys.platform == "win32":
+        base = os.environ.get("APPDATA")
+    return Path(base or "~/.config").expanduser() / "edgeprune" / "devices"
+
+
+def origin(device_id: str) -> str:
+    """Where a listed profile comes from, in words: "" for a shipped one."""
+    path = files().get(device_id)
+    if path is None or path.parent == FOLDER:
+        return ""
+    return f"yours, {path}" + (", in place of the shipped one" if (FOLDER / path.name).is_file() else "")
 
 
 def aliases() -> dict[str, str]:
-    """alias -> id, over all shipped profiles."""
-    return {a: i for i, document in _documents().items() for a in document.get("aliases", ())}
+    """alias -> id, over all profiles; a profile that cannot be read has none."""
+    found: dict[str, str] = {}
+    for device_id, path in sorted(files().items(), key=lambda f: f[1].parent == FOLDER):
+        try:
+            own = _document(path).get("aliases", ())
+        except InputRejected:
+            continue
+        for alias in own if isinstance(own, list) else ():
+            found.setdefault(str(alias), device_id)
+    return found
 
 
 def load(name_or_path: str | Path) -> DeviceProfile:
@@ -40,17 +88,23 @@ def load(name_or_path: str | Path) -> DeviceProfile:
         from edgeprune._host import profile
 
         return profile()
-    own = FOLDER / f"{name}.toml"
-    if own.name in _files():
-        return _parse(_read(own), own, None)
-    documents, known = _documents(), aliases()
-    base, total = name, None
-    if name not in known:
-        base, total = _split_memory(name)
-    device_id = base if base in documents else known.get(base)
-    if device_id is None or (total is not None and total not in _sizes(documents[device_id])):
-        raise UsageError(_unknown(text, [*documents, *known, HOST]))
-    return _parse(documents[device_id], FOLDER / f"{device_id}.toml", total)
+    known = files()
+    if name in known:
+        return _load_listed(known[name], None)
+    others = aliases()
+    base, total = (name, None) if name in others else _split_memory(name)
+    device_id = base if base in known else others.get(base)
+    if device_id is None or (total is not None and total not in _sizes(_document(known[device_id]))):
+        raise UsageError(_unknown(text, [*known, *others, HOST]))
+    return _load_listed(known[device_id], total)
+
+
+def _load_listed(path: Path, total: float | None) -> DeviceProfile:
+    document = _document(path)
+    if document.get("id") != path.stem:
+        line = _line(path, "id")
+        raise InputRejected(f"{path}{line}: id: {document.get('id')!r}, but in this folder the file's name is the id")
+    return _parse(document, path, total)
 
 
 def document_of(profile: DeviceProfile) -> dict[str, Any]:
@@ -90,18 +144,46 @@ def _sizes(document: dict[str, Any]) -> list[float]:
 
 def _load_file(path: Path) -> DeviceProfile:
     if not path.is_file():
-        raise UsageError(f"no device profile at {path}; `edgeprune devices` lists the shipped ones")
-    return _parse(_read(path), path, None)
+        raise UsageError(f"no device profile at {path}; `edgeprune devices` lists the known ones")
+    return _parse(_document(path), path, None)
 
 
 def _parse(document: dict[str, Any], path: Path, total: float | None) -> DeviceProfile:
     try:
         return parse(document, total)
     except ProfileError as e:
-        raise InputRejected(f"{path}: {e}; see {FOLDER / 'README.md'}") from None
+        line = _line(path, str(e).partition(": ")[0])
+        raise InputRejected(f"{path}{line}: {e}; see {FOLDER / 'README.md'}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _line(path: Path, field: str) -> str:
+    """ ":12", the line of a field or of the nearest table that it would be in; "" where the text does not tell."""
+    table, seen, best, at = "", {}, 0, ""
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        header, key = re.match(r"\s*\[+([\w.-]+)\]", text), re.match(r"\s*([\w.-]+)\s*=", text)
+        if header:
+            table = header.group(1)
+            if text.lstrip().startswith("[["):
+                seen[table] = seen.get(table, -1) + 1
+                table = f"{table}[{seen[table]}]"
+        elif not key:
+            continue
+        here = table if header else ".".join(x for x in (table, key.group(1)) if x)
+        if (field == here or field.startswith((here + ".", here + "["))) and len(here) > best:
+            best, at = len(here), f":{number}"
+    return at
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Read once per process and state of the file: aliases need every file."""
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except OSError as e:
+        raise InputRejected(f"{path}: cannot be read: {e.strerror}") from None
+
+
+@cache
+def _read(path: Path, _changed: int) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -109,16 +191,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputRejected(f"{path}: not TOML: {e}") from None
-    except OSError as e:
-        raise InputRejected(f"{path}: cannot be read: {e.strerror}") from None
-
-
-def _files() -> list[str]:
-    return sorted(p.name for p in FOLDER.glob("*.toml"))
-
-
-@cache
-def _documents() -> dict[str, dict[str, Any]]:
-    """Read once per process: aliases need every file."""
-    return {f.removesuffix(".toml"): _read(FOLDER / f) for f in _files()}
+        found = re.search(r" \(at line (\d+), column \d+\)", str(e))
+        line = f":{found.group(1)}" if found else ""
+        raise InputRejected(f"{path}{line}: not TOML: {e}") from None

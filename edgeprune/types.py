@@ -160,6 +160,7 @@ class PowerMode(Record):
     name: str
     watts: float | None = None
     bandwidth_scale: float | None = None  # of the theoretical bandwidth; None = not known
+    note: str | None = None
     source: str
 
 
@@ -187,6 +188,7 @@ class Calibration(Record):
     n_rows: int
     n_models: int
     status: Literal["prior", "fitted", "host-calibrated"]
+    note: str | None = None
 
 
 class DeviceProfile(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ iphone16pro pixel8 pixel9 rtx3060-12gb rtx4060-laptop intel-n100
 
 
 def document(name: str) -> dict:
-    return devices._read(devices.FOLDER / f"{name}.toml")
+    return devices._document(devices.FOLDER / f"{name}.toml")
 
 
 def test_all_surveyed_devices_are_there():
@@ -42,7 +43,8 @@ def test_profile_loads_and_is_plausible(name):
         assert c.n_rows >= c.n_models >= 1
         assert c.status == "prior" or c.n_rows >= 8
         if c.efficiency:
-            assert 0.05 < c.efficiency.value < 1
+            # beyond the bus only where the survey had to estimate what other runtimes read
+            assert 0.05 < c.efficiency.value < (1 if c.runtime == "llamacpp" else 1.2)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -145,7 +147,9 @@ FAULTS = [
     ('vendor = "Raspberry Pi"', "vendor = 5", "vendor"),
     ("unified = true", "unified = 1", "memory.unified"),
     ("[compute]", "[computer]", "computer"),
-    ("n_rows = 34", "n_rows = 7", "calibration[0].status"),
+    ("n_rows = 16", "n_rows = 7", "calibration[0].status"),
+    ("efficiency_of.Q4_0 = {", "efficiency_of.Q4_0 = 5 #", "calibration[0].efficiency_of.Q4_0"),
+    ("overhead_per_block = {", "overhead_per_layer = {", "calibration[0].overhead_per_layer"),
     ("[memory]", "[memory", "not TOML"),
 ]
 
@@ -158,7 +162,104 @@ def test_malformed_profile_names_file_and_field(tmp_path, old, new, field):
     own.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(InputRejected) as e:
         devices.load(own)
-    assert str(own) in str(e.value) and field in str(e.value) and "\n" not in str(e.value)
+    assert field in str(e.value) and "\n" not in str(e.value)
+    line = next(
+        i for i, (a, b) in enumerate(zip(text.splitlines(), own.read_text().splitlines(), strict=False), 1) if a != b
+    )
+    assert f"{own}:{line}: " in str(e.value)
+
+
+def test_a_missing_field_is_placed_in_its_table(tmp_path):
+    text = (devices.FOLDER / "rpi5-8gb.toml").read_text(encoding="utf-8")
+    own = tmp_path / "board.toml"
+    own.write_text(re.sub(r"^bandwidth = .*\n", "", text, flags=re.M), encoding="utf-8")
+    with pytest.raises(InputRejected, match="memory.bandwidth: is missing") as e:
+        devices.load(own)
+    assert f":{text.splitlines().index('[memory]') + 1}: " in str(e.value)
+
+
+def test_gigabytes_where_gibibytes_are_meant(tmp_path):
+    """7.9 GiB can't be free of 8 GB: 8.48 of 8."""
+    text = (devices.FOLDER / "rpi5-8gb.toml").read_text(encoding="utf-8")
+    text = re.sub(r'^total = \{ value = 8, unit = "GiB"', 'total = { value = 8, unit = "GB"', text, flags=re.M)
+    text = re.sub(r"^available = .*$", 'available = { value = 7.9, unit = "GiB", src = "unsourced" }', text, flags=re.M)
+    own = tmp_path / "board.toml"
+    own.write_text(text, encoding="utf-8")
+    with pytest.raises(InputRejected, match=r"7.9 GiB is 8.483 GB; is the total in GiB"):
+        devices.load(own)
+
+
+# --- profiles of one's own ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("EDGEPRUNE_DEVICES", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = tmp_path / "config" / "edgeprune" / "devices"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_board(folder, name, total=8, aliases=()):
+    text = (devices.FOLDER / "rpi5-8gb.toml").read_text(encoding="utf-8")
+    text = text.replace('id = "rpi5-8gb"', f'id = "{name}"').replace("value = 8,", f"value = {total},")
+    text = re.sub(r"^aliases = .*$", f"aliases = {json.dumps(list(aliases))}", text, flags=re.M)
+    path = folder / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_own_profiles_are_found_by_name(own_folder):
+    path = write_board(own_folder, "my-board", aliases=["bench-box"])
+    assert devices.load("my-board").id == devices.load("Bench Box").id == "my-board"
+    assert "my-board" in devices.names() and devices.names()[-1] == "host"
+    assert devices.origin("my-board") == f"yours, {path}" and devices.origin("rpi5-8gb") == ""
+    with pytest.raises(UsageError, match="Did you mean 'my-board'"):
+        devices.load("my-bord")
+
+
+def test_who_shadows_whom(own_folder, tmp_path, monkeypatch):
+    """An own profile takes a shipped one's place; the named folder comes before the user's; an id before an alias."""
+    write_board(own_folder, "rpi5-8gb", total=16)
+    assert devices.load("rpi5-8gb").memory_total.value == devices.load("rpi5").memory_total.value == 16 * 2**30
+    assert "in place of the shipped one" in devices.origin("rpi5-8gb")
+    named = tmp_path / "named"
+    named.mkdir()
+    monkeypatch.setenv("EDGEPRUNE_DEVICES", str(named))
+    write_board(named, "rpi5-8gb", total=32)
+    assert devices.load("rpi5-8gb").memory_total.value == 32 * 2**30
+    write_board(named, "lab", aliases=["m2", "jetson-orin"])
+    assert devices.load("m2").id == "m2"
+    assert devices.load("jetson-orin").id == "lab"
+
+
+def test_a_broken_profile_spoils_only_itself(own_folder):
+    (own_folder / "broken.toml").write_text("[memory\n", encoding="utf-8")
+    write_board(own_folder, "good").rename(own_folder / "renamed.toml")
+    assert devices.load("rpi5").id == "rpi5-8gb"
+    with pytest.raises(InputRejected, match=r"broken.toml:1: not TOML"):
+        devices.load("broken")
+    with pytest.raises(InputRejected, match=r"renamed.toml:2: id: 'good'"):
+        devices.load("renamed")
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "where"),
+    [
+        ("linux", {"HOME": "/h"}, "/h/.config/edgeprune/devices"),
+        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, "/x/edgeprune/devices"),
+        ("darwin", {"HOME": "/h"}, "/h/Library/Application Support/edgeprune/devices"),
+        ("win32", {"HOME": "/h", "APPDATA": "/a"}, "/a/edgeprune/devices"),
+    ],
+)
+def test_the_users_folder(monkeypatch, platform, variables, where):
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(devices.sys, "platform", platform)
+    assert devices.user_folder() == Path(where)
 
 
 # --- host ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from _rows import FULL_POWER, Key, Line
 from edgeprune._fit import Estimate, Fit, Prior, Row, Term, fit, learn, leave_one_out, predict, without_rows
 from edgeprune._rates import SMALL_SET, WEAK
 
+CAPPED_SPREAD = 1.0  # of the logarithm: AGX Orin decodes 3.3 times slower at 30 W than at MAXN
 PREFILL = Prior((Term("prefill", 1e-12, 3.0),), noise=0.15)  # flop/s of a device that nobody measured: anything
 
 
@@ -67,7 +68,7 @@ def devices(lines: list[Line], tell: Callable[[str], None]) -> tuple[list[Device
         for key in (k for k in groups if k.backend == backend):
             tell(f"{key}: {len(groups[key])} rows")
             others = [groups[k] for k in teachers if k.profile != key.profile]
-            found.append(_device(key, groups[key], _prior(others)))
+            found.append(_device(key, groups[key], _for_mode(key, _prior(others))))
     return found, priors
 
 
@@ -79,6 +80,14 @@ def _teaches(key: Key) -> bool:
 
 def _prior(groups: list[list[Line]]) -> Prior:
     return learn([[line.decode for line in g] for g in groups], WEAK) if groups else WEAK
+
+
+def _for_mode(key: Key, prior: Prior) -> Prior:
+    """A capped mode is slower by an unknown factor than what the others teach."""
+    if key.mode in FULL_POWER:
+        return prior
+    widened = [t._replace(spread=math.hypot(t.spread, CAPPED_SPREAD)) for t in prior.terms]
+    return prior._replace(terms=tuple(widened))
 
 
 def _device(key: Key, lines: list[Line], prior: Prior) -> Device:

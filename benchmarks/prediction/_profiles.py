@@ -19,6 +19,7 @@ from edgeprune._fit import Prior, Term
 from edgeprune._rates import PRIORS
 from edgeprune.devices import FOLDER
 
+MOST_EFFICIENCY = 1.2  # a bus is not read faster than it is; a fifth is left for a bandwidth that is wrongly known
 SOURCE = "public-rates"
 MARK = "  # written by benchmarks/prediction/public.py"
 _HEADER = re.compile(r"^\[.*$", re.M)
@@ -131,7 +132,8 @@ def _scaled(t: Term, by: float) -> Term:
 
 def _figure(name: str, t: Term, unit: str, from_prior: bool = False) -> str:
     kind = ', kind = "prior"' if from_prior else ""
-    ends = f"low = {_round(t.low)}, high = {_round(t.high)}"
+    high = min(t.high, MOST_EFFICIENCY) if unit == "share" else t.high
+    ends = f"low = {_round(t.low)}, high = {_round(high)}"
     return f'{name} = {{ value = {_round(t.value)}, unit = "{unit}", {ends}, src = "{SOURCE}"{kind} }}'
 
 

@@ -9,7 +9,6 @@ from edgeprune.cli._terminal import say, table
 from edgeprune.types import (
     Artifact,
     DeviceProfile,
-    Figure,
     Measurement,
     ModelSpec,
     Plan,
@@ -22,75 +21,6 @@ from edgeprune.units import show_bytes
 
 def number(x: float | None, digits: int = 3) -> str:
     return "not measured" if x is None else f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:.0f}"
-
-
-def figure(f: Figure | None) -> str:
-    """A figure with its unit; "~" marks one without a source."""
-    if f is None:
-        return "not known"
-    mark = "~" if f.kind == "unsourced" else ""
-    if f.unit == "bytes":
-        return mark + show_bytes(f.value)
-    if f.unit == "bytes/s":
-        return f"{mark}{f.value / 1e9:.4g} GB/s"
-    if f.unit == "flop/s":
-        return f"{mark}{f.value / 1e12:.3g} TFLOP/s"
-    span = f" ({f.low:g} to {f.high:g})" if f.low is not None and f.high is not None else ""
-    return f"{mark}{f.value:g}{'' if f.unit in ('1', 'ratio') else ' ' + f.unit}{span}"
-
-
-def device_table(profiles: list[DeviceProfile]) -> None:
-    rows = [
-        [
-            p.id,
-            p.name,
-            figure(p.memory_total),
-            figure(p.memory_available),
-            figure(p.bandwidth),
-            ", ".join(p.aliases[:3]),
-        ]
-        for p in profiles
-    ]
-    table(None, ["device", "name", "memory", "for a model", "bandwidth", "aliases"], rows)
-    say("~ is a figure without a source. `edgeprune devices NAME` shows where each figure comes from.")
-
-
-def device(p: DeviceProfile, asked: str) -> None:
-    say(f"{p.id}: {p.vendor} {p.name}" + (f" (asked: {asked})" if asked != p.id else ""))
-    if p.siblings:
-        say(f"siblings: {', '.join(p.siblings)}")
-    rows = [
-        ["memory", figure(p.memory_total), p.memory_total.kind, p.memory_total.source],
-        ["for a model", figure(p.memory_available), p.memory_available.kind, p.memory_available.source],
-        ["bandwidth", figure(p.bandwidth), p.bandwidth.kind, p.bandwidth.source],
-    ]
-    table(None, ["figure", "value", "kind", "source"], rows)
-    for label, text in (("cpu", p.cpu), ("isa", p.isa), ("gpu", p.gpu), ("note", p.note)):
-        if text:
-            say(f"{label}: {text}")
-    say("runtimes: " + "; ".join(f"{r} on {', '.join(b)}" for r, b in p.runtimes.items()))
-    if p.modes:
-        rows = [
-            [m.name, number(m.watts) + " W" if m.watts else "", _scale(m.bandwidth_scale), m.source] for m in p.modes
-        ]
-        table("power modes", ["mode", "power", "bandwidth", "source"], rows)
-    if p.calibrations:
-        rows = [
-            [
-                f"{c.runtime} {c.backend}" + (f" {c.mode}" if c.mode else "") + (f" {c.quant}" if c.quant else ""),
-                figure(c.efficiency),
-                figure(c.overhead_per_block) if c.overhead_per_block else "",
-                figure(c.prefill_rate) if c.prefill_rate else "",
-                f"{c.status}, {c.n_rows} rows",
-                c.efficiency.source if c.efficiency else "",
-            ]
-            for c in p.calibrations
-        ]
-        table("calibration", ["for", "efficiency", "per block", "prefill", "status", "source"], rows)
-
-
-def _scale(x: float | None) -> str:
-    return "not known" if x is None else f"× {x:g}"
 
 
 def model(s: ModelSpec) -> None:
