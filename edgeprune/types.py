@@ -372,8 +372,8 @@ class Quality(Record):
 
 
 class BudgetLine(Record):
-    line: str  # "memory", "decode speed", "time to first token"
-    unit: str  # "bytes", "tok/s", "s"
+    line: str  # "memory", "file size", "decode speed", "time to first token", "damage", "perplexity"
+    unit: str  # "bytes", "tok/s", "s", "nats", "×"
     asked: float
     predicted: float | None
     measured: float | None

@@ -224,9 +224,12 @@ def damage(report: Report, table: list[Row]) -> Damage | None:
 
 # --- the verdict --------------------------------------------------------------------------------
 
+QUALITY = ("damage", "perplexity")  # lines that are of the text read, not of the device
+
 
 def budget_lines(plan: Plan, row: Row | None) -> tuple[BudgetLine, ...]:
-    """One line per limit asked for. Memory is a process's; speed counts only from the planned device and backend.
+    """One line per limit asked for. Memory is a process's; speed counts only from the planned device and backend; size and
+    quality are the finished file's, wherever they were measured.
 
     Memory is met when the process and the cache it did not yet fill stay within the limit; when only the
     process does, the full context was not measured and the line says so.
@@ -246,6 +249,17 @@ def budget_lines(plan: Plan, row: Row | None) -> tuple[BudgetLine, ...]:
     if b.max_ttft_s is not None:
         measured = ttft_s(fast, b.prompt_tokens)
         lines.append(_line("time to first token", "s", b.max_ttft_s, p.ttft_s, measured, at_most=True))
+    if b.max_file_bytes is not None:
+        measured = row.artifact.bytes if row else None
+        lines.append(_line("file size", "bytes", b.max_file_bytes, p.file_bytes, measured, at_most=True))
+    quality = row.quality if row else None
+    if b.max_kl is not None:
+        measured = quality.kl if quality else None
+        lines.append(_line("damage", "nats", b.max_kl, plan.expected_kl, measured, at_most=True))
+    if b.max_ppl_ratio is not None:
+        whole_one = quality.perplexity_whole if quality else None
+        measured = quality.perplexity / whole_one if quality and whole_one else None
+        lines.append(_line("perplexity", "×", b.max_ppl_ratio, plan.expected_ppl_ratio, measured, at_most=True))
     return tuple(lines)
 
 

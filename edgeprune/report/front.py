@@ -84,9 +84,10 @@ def _about(report: Report, row: Row | None) -> str:
 
 def _budget_row(line: BudgetLine, report: Report, row: Row | None) -> tuple[Cell, ...]:
     predicted = "predicted" if line.unit == "bytes" else speed_kind(report.plan.prediction)
+    predicted = "prior" if line.line in facts.QUALITY else predicted
     value = line.measured if line.measured is not None else line.predicted
     full = ""
-    if line.unit == "bytes" and line.measured is not None and facts.missing_cache_bytes(report.plan, row):
+    if line.line == "memory" and line.measured is not None and facts.missing_cache_bytes(report.plan, row):
         value += facts.missing_cache_bytes(report.plan, row)
         full = ", full cache"
     gap = facts.margin(line, value)
@@ -119,17 +120,24 @@ def _budget_row(line: BudgetLine, report: Report, row: Row | None) -> tuple[Cell
 
 
 def _limit_name(line: BudgetLine, report: Report) -> str:
-    if line.unit == "bytes":
+    if line.line in (*facts.QUALITY, "file size"):
+        return "at most"
+    if line.line == "memory":
         return "at most" if report.plan.memory_limit_from != "device" else "what the device can give"
     return "at least" if line.unit == "tok/s" else f"at most, {report.plan.budget.prompt_tokens:,}-token prompt"
 
 
 def _note(line: BudgetLine, report: Report, row: Row | None) -> str:
+    if line.line == "file size":
+        return "The finished file, or folder." if row else "The planned file was not made."
+    if line.line in facts.QUALITY:
+        text = f", on {row.quality.text.name}" if row and row.quality else ""
+        return f"Against the whole, unquantised model{text}."
     plan, m = report.plan, row.measurement if row else None
     if m is None:
         return "No measurement of the planned file."
     elsewhere = not facts.is_host(plan)
-    if line.unit == "bytes":
+    if line.line == "memory":
         text = "Peak resident memory of the process. Left out: the interpreter and bindings, the operating system, other processes"
         extra = facts.missing_cache_bytes(plan, row)
         text += (

@@ -40,7 +40,9 @@ def _clause(line: BudgetLine, report: Report) -> str:
         return f"{line.line} not measured ({told}asked {asked})"
     value = amount(line.measured, line.unit)
     elsewhere = "" if facts.is_host(report.plan) else ", measured on another machine"
-    if line.unit == "bytes":
+    if line.line == "file size":
+        return f"{line.line} {value}{' is over the' if line.verdict == 'missed' else ' of the'} {asked} allowed"
+    if line.line == "memory":
         row = facts.planned_row(facts.rows(report))
         if line.verdict == "not measured" and row and row.measurement:
             full = line.measured + facts.missing_cache_bytes(report.plan, row)
