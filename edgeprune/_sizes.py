@@ -122,10 +122,15 @@ class Shapes:
         total = repack = table = 0
         work: list[Work] = []
         used: dict[int, list] = {}  # a part and how often it occurs; parts are kept, so that ids stay
+        alike = (
+            {}
+            if by_place
+            else {k: self._part(k, quant, 0, 1, facts, isa) for p in set(halves) for k in p if k is not None}
+        )
         for i, (attn, ffn) in enumerate(halves):
             for kind, index, of in ((attn, i_v, n_v), (ffn, i, n)):
                 if kind is not None:
-                    part = self._part(kind, quant, *((index, of) if by_place else (0, 1)), facts, isa)
+                    part = alike.get(kind) or self._part(kind, quant, index, of, facts, isa)
                     total, repack = total + part.n_bytes, repack + part.repacked
                     table += part.table + part.n_tensors * len(str(i))
                     if id(part) in used:

@@ -281,14 +281,25 @@ def decode_seconds(
     rates: Rates | None,
     which: int,
     depth_tokens: int = DECODE_DEPTH_TOKENS,
-    kv_type: str | None = None,
 ) -> float | None:
-    """Seconds per token for so many streamed bytes of no known type; `which` 0 = slow end of the 90 % interval, 1 =
-    middle, 2 = fast end. None when no rate is known."""
+    """Seconds per token; `which` as in `decode_interval`. None when no rate is known."""
+    times = decode_interval(spec, blocks, streamed_bytes, quant, runtime, rates, depth_tokens)
+    return None if times is None else times[which]
+
+
+def decode_interval(
+    spec: ModelSpec,
+    blocks: Blocks,
+    streamed_bytes: int,
+    quant: str,
+    runtime: str,
+    rates: Rates | None,
+    depth_tokens: int = DECODE_DEPTH_TOKENS,
+) -> Times | None:
+    """`decode_times` for so many streamed bytes of no known type. None when no rate is known."""
     if rates is None:
         return None
-    size = Sizes(0, 0, streamed_bytes, 0)
-    return decode_times(spec, blocks, size, quant, runtime, rates, depth_tokens, kv_type)[which]
+    return decode_times(spec, blocks, Sizes(0, 0, streamed_bytes, 0), quant, runtime, rates, depth_tokens)
 
 
 def _together(slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[float, ...], noise: float) -> Times:

@@ -108,12 +108,12 @@ def _load_listed(path: Path, total: float | None) -> DeviceProfile:
 
 
 def document_of(profile: DeviceProfile) -> dict[str, Any]:
-    """A shipped profile's tables, for one to be made of them; with the memory size that was asked for."""
-    documents = _documents()
-    if profile.id in documents:
-        return documents[profile.id]
+    """A listed profile's tables, for one to be made of them; with the memory size that was asked for."""
+    known = files()
+    if profile.id in known:
+        return _document(known[profile.id])
     base, total = _split_memory(profile.id)
-    document = documents[base]
+    document = _document(known[base])
     memory = {k: v for k, v in document["memory"].items() if k != "also"}
     return {**document, "memory": {**memory, "total": {**memory["total"], "value": total}}}
 

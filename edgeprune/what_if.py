@@ -118,15 +118,23 @@ def _needs(
     return found
 
 
-def fewest(n_blocks: int, fits: Callable[[int], bool]) -> int | None:
-    """The least n below `n_blocks` with fits(n), by bisection: what fits with n gone fits with more. None when none does."""
-    if not fits(n_blocks - 1):
-        return None
-    low, high = 0, n_blocks - 1  # fits(high); nothing below low does
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
+def fewest(n_blocks: int, fits: Callable[[int], bool], guess: int = 0) -> int | None:
+    """The least n below `n_blocks` with fits(n): what fits with n gone fits with more. None when none does.
+
+    Steps double away from `guess` until the answer lies between two of them, then halve: exact wherever it starts, and
+    two looks when it starts right.
+    """
+    low, high = -1, n_blocks  # nothing up to low fits, high does; n_blocks stands for never
+    at, step = min(max(guess, 0), n_blocks - 1), 1
+    while high - low > 1:
+        if fits(at):
+            high = at
+            at = max(at - step, low + 1) if low < 0 else (low + at) // 2
+        else:
+            low = at
+            at = min(at + step, high - 1) if high == n_blocks else (at + high) // 2
+        step *= 2
+    return high if high < n_blocks else None
 
 
 @functools.cache
@@ -185,7 +193,11 @@ def _need(
 
     whole_one = candidate(types[0], 0)
     smallest = min(types, key=lambda route: ELEMENT_BYTES[route.kv_type])  # what fits with another fits with this
-    n = 0 if hard.met(whole_one) else fewest(n_blocks, lambda n: hard.met(candidate(smallest, n)))
+    n = (
+        0
+        if hard.met(whole_one)
+        else fewest(n_blocks, lambda n: hard.met(candidate(smallest, n)), _guess(whole_one, hard))
+    )
     at = n_blocks - 1 if n is None else n
     shown = next((c for c in (candidate(r, at) for r in types if r != smallest) if hard.met(c)), None)
     shown = shown or candidate(smallest, at)
@@ -207,6 +219,12 @@ def _need(
         meets_quality=_meets(shown, limits),
     )
     return need, shown
+
+
+def _guess(whole_one: Candidate, limits: Limits) -> int:
+    """As many blocks as the memory over the limit takes up, were all memory the blocks'."""
+    memory = whole_one.prediction.memory_bytes
+    return math.ceil(len(whole_one.blocks) * (memory - limits.memory_bytes) / memory)
 
 
 def _meets(c: Candidate, limits: Limits) -> bool | None:

@@ -70,7 +70,15 @@ def test_less_takes_less(name):
 def test_fewest_by_bisection():
     for n in range(1, 9):
         for first in range(n + 1):
-            assert fewest(n, lambda k, first=first: k >= first) == (first if first < n else None)
+            for guess in range(-1, n + 2):
+                looked: list[int] = []
+
+                def fits(k, first=first, looked=looked):
+                    looked.append(k)
+                    return k >= first
+
+                assert fewest(n, fits, guess) == (first if first < n else None)
+                assert len(looked) == len(set(looked)) and set(looked) <= set(range(n))
 
 
 def test_typical_removal_keeps_the_ends():

@@ -8,7 +8,6 @@ from pathlib import Path
 from edgeprune.cli._terminal import say, table
 from edgeprune.types import (
     Artifact,
-    DeviceProfile,
     Measurement,
     ModelSpec,
     Plan,
