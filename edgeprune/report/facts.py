@@ -281,6 +281,11 @@ def margin(line: BudgetLine, value: float | None) -> float | None:
     return gain / line.asked
 
 
+def cache_text(plan: Plan) -> str:
+    """ " with a q8_0 KV cache", where it is not the runtime's own; whoever runs the file has to ask for it."""
+    return f" with a {plan.kv_type} KV cache (-ctk {plan.kv_type} -ctv {plan.kv_type})" if plan.kv_kl else ""
+
+
 def cache_tokens(m: Measurement) -> int:
     """The context a measurement opened: what was reserved, or what its longer half needs."""
     return context_tokens(m.workload)

@@ -77,7 +77,7 @@ def _about(report: Report, row: Row | None) -> str:
     file = f"{row.artifact.path}, {show_bytes(row.artifact.bytes)}" if row else "no exported file is listed"
     mode = f" in mode {plan.mode}" if plan.mode else ""
     return (
-        f"Judged is {plan.quant} for {runtime_name(plan.runtime)} ({plan.backend}) on {plan.device}{mode}: {file}. "
+        f"Judged is {plan.quant}{facts.cache_text(plan)} for {runtime_name(plan.runtime)} ({plan.backend}) on {plan.device}{mode}: {file}. "
         f"Removed: {removed_text(report)}."
     )
 
