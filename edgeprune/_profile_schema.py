@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeprune._profile_toml import KINDS, MOST, SMALL_SET, STATUS, UNITS
+from edgeprune._profile_toml import KINDS, MOST, RATES, RATES_BY_TYPE, SMALL_SET, STATUS, UNITS
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
 _COUNT: Schema = {"type": "integer", "minimum": 1}
 _SOURCE: Schema = {"type": "string", "description": 'a key of [sources], or "unsourced"', "minLength": 1}
-RATES = {
-    "efficiency": "ratio",
-    "overhead_per_block": "us",
-    "attention_rate": "flop/s",
-    "cache_rate": "bytes/s",
-    "prefill_rate": "flop/s",
-    "runtime_memory": "bytes",
-    "error": "ratio",
-}
 
 
 def schema() -> Schema:
@@ -62,9 +53,9 @@ def _calibration() -> Schema:
     fields: Schema = {"runtime": _TEXT, "backend": _TEXT, "mode": _TEXT, "quant": _TEXT, "build": _TEXT, "note": _TEXT}
     fields |= {"n_rows": _COUNT, "n_models": _COUNT, "status": {"enum": list(STATUS)}}
     fields |= {name: _figure(unit) for name, unit in RATES.items()}
-    fields["efficiency_of"] = {"type": "object", "additionalProperties": _figure("ratio")}
+    fields |= {k: {"type": "object", "additionalProperties": _figure(unit)} for k, unit in RATES_BY_TYPE.items()}
     found = _table(fields, "runtime backend n_rows n_models status")
-    found["anyOf"] = [{"required": [name]} for name in RATES]
+    found["anyOf"] = [{"required": [name]} for name in (*RATES, *RATES_BY_TYPE)]
     few = {
         "if": {"properties": {"status": {"const": "fitted"}}},
         "then": {"properties": {"n_rows": {"minimum": SMALL_SET}}},

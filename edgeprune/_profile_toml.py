@@ -25,6 +25,24 @@ KINDS = ("vendor", "measured", "computed", "third-party", "unsourced", "prior")
 STATUS = ("prior", "fitted", "host-calibrated")
 _FIGURE = {"value", "unit", "src", "kind", "low", "high", "note"}
 SMALL_SET = 8
+# Figures of a calibration and their units: single ones, and those by quantisation or tensor type.
+RATES = {
+    "efficiency": "ratio",
+    "overhead_per_block": "us",
+    "attention_rate": "flop/s",
+    "cache_rate": "bytes/s",
+    "prefill_rate": "flop/s",
+    "prefill_overhead": "us",
+    "prefill_attention_rate": "flop/s",
+    "runtime_memory": "bytes",
+    "error": "ratio",
+}
+RATES_BY_TYPE = {
+    "efficiency_of": "ratio",
+    "weight_rates": "bytes/s",
+    "prefill_rates": "flop/s",
+    "prefill_weight_rates": "bytes/s",
+}
 
 Table = dict[str, Any]
 
@@ -151,26 +169,9 @@ def _mode(where: str, value: Any, sources: dict[str, Table]) -> PowerMode:
 
 def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple[PowerMode, ...]) -> Calibration:
     table = _table(where, value)
-    figures = {
-        "efficiency": "ratio",
-        "overhead_per_block": "us",
-        "attention_rate": "flop/s",
-        "cache_rate": "bytes/s",
-        "prefill_rate": "flop/s",
-        "prefill_overhead": "us",
-        "prefill_attention_rate": "flop/s",
-        "runtime_memory": "bytes",
-        "error": "ratio",
-    }
-    by_type = {
-        "efficiency_of": "ratio",
-        "weight_rates": "bytes/s",
-        "prefill_rates": "flop/s",
-        "prefill_weight_rates": "bytes/s",
-    }
     texts = {"runtime", "backend", "mode", "quant", "build", "note"}
     needed = {"runtime", "backend", "n_rows", "n_models", "status"}
-    _keys(where + ".", table, {*figures, *by_type, *texts, *needed}, needed)
+    _keys(where + ".", table, {*RATES, *RATES_BY_TYPE, *texts, *needed}, needed)
     for key in texts & table.keys():
         _text(f"{where}.{key}", table[key])
     mode = table.get("mode")
@@ -182,11 +183,11 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         raise ProfileError(f"{where}.status: {status!r} is not one of {', '.join(STATUS)}")
     if status == "fitted" and rows < SMALL_SET:
         raise ProfileError(f"{where}.status: {rows:g} rows are too few to be called fitted ({SMALL_SET} are needed)")
-    if not (figures.keys() | by_type) & table.keys():
-        raise ProfileError(f"{where}: has none of {', '.join([*figures, *by_type])}")
+    if not (RATES.keys() | RATES_BY_TYPE) & table.keys():
+        raise ProfileError(f"{where}: has none of {', '.join([*RATES, *RATES_BY_TYPE])}")
     rates = {
         k: {t: _figure(f"{where}.{k}.{t}", v, sources, unit) for t, v in _table(f"{where}.{k}", table[k]).items()}
-        for k, unit in by_type.items()
+        for k, unit in RATES_BY_TYPE.items()
         if k in table
     }
     return Calibration(
@@ -199,7 +200,7 @@ def _calibration(where: str, value: Any, sources: dict[str, Table], modes: tuple
         n_rows=int(rows),
         n_models=int(models),
         status=status,
-        **{k: _figure(f"{where}.{k}", table[k], sources, unit) for k, unit in figures.items() if k in table},
+        **{k: _figure(f"{where}.{k}", table[k], sources, unit) for k, unit in RATES.items() if k in table},
         **rates,
     )
 

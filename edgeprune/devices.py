@@ -121,7 +121,7 @@ def document_of(profile: DeviceProfile) -> dict[str, Any]:
 def read_document(path: Path) -> dict[str, Any]:
     """A user's profile's tables, once it is known to be one. Raises as `load`."""
     _load_file(path)
-    return _read(path)
+    return _document(path)
 
 
 def _unknown(text: str, known: list[str]) -> str:
