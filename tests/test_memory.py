@@ -9,8 +9,8 @@ from edgeprune import _host_runs, devices, gguf_prune, model
 from edgeprune._generated import Geometry, make_gguf
 from edgeprune._host_runs import Job, Pass
 from edgeprune.cost import MIB, Predictor
+from edgeprune.exact_memory import exact_memory
 from edgeprune.plan import typical_removal
-from edgeprune.runtimes import llamacpp
 from exporters import gguf
 
 EXACT = 0.01
@@ -38,16 +38,15 @@ def test_three_ways_agree_on_smollm2(quant, n_blocks, context, smollm2_gguf, smo
         path = tmp_path / "other.gguf"
         gguf.export(smollm2_folder, path, quant, {}, lambda *_: None)
     formula = foretold(whole, blocks, quant, context)
-    exact = {k: v or 0 for k, v in llamacpp.memory_breakdown(path, context, 1).items()}
-    assert formula.weights_bytes == pytest.approx(exact["weights_bytes"] + exact["repack_bytes"], rel=1e-3)
-    assert formula.kv_bytes == exact["kv_bytes"]
-    assert formula.compute_bytes == pytest.approx(exact["compute_bytes"] + exact["output_bytes"], abs=MIB // 2)
+    exact = exact_memory(path, context)
+    assert formula.weights_bytes == pytest.approx(exact.weights_bytes + (exact.repack_bytes or 0), rel=1e-3)
+    assert formula.kv_bytes == exact.kv_bytes
+    assert formula.compute_bytes == pytest.approx(exact.compute_bytes, abs=MIB // 2)
     committed = formula.committed_bytes - formula.memory_bytes
-    assert committed == pytest.approx(exact["compute_committed_bytes"] - exact["compute_bytes"], abs=MIB // 2)
+    assert committed == pytest.approx(exact.committed_bytes - exact.resident_bytes, abs=MIB // 2)
     measured = grown(path, context)
     assert formula.memory_bytes == pytest.approx(measured, rel=EXACT)
-    resident = sum(v for k, v in exact.items() if k != "compute_committed_bytes")
-    assert resident == pytest.approx(measured, rel=2 * EXACT)
+    assert exact.resident_bytes == pytest.approx(measured, rel=EXACT)
 
 
 @pytest.mark.slow

@@ -100,10 +100,12 @@ def _calibration(c: Calibration) -> None:
     named = [
         ("weights, share of the bandwidth", c.efficiency),
         *((f"  {q}", f) for q, f in c.efficiency_of.items()),
+        *((f"  reading {t}", f) for t, f in c.weight_rates.items()),
         ("fixed cost per block", c.overhead_per_block),
         ("reading the KV cache", c.cache_rate),
         ("arithmetic of attention", c.attention_rate),
         ("prefill", c.prefill_rate),
+        *((f"  of {t}", f) for t, f in c.prefill_rates.items()),
         ("spread of one measurement", c.error),
         ("runtime's own memory", c.runtime_memory),
     ]
