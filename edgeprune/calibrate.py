@@ -26,7 +26,7 @@ from edgeprune.bench import physical_cores
 from edgeprune.blocks import whole
 from edgeprune.cost import compute_bytes, kv_bytes, runtime_bytes, weight_bytes
 from edgeprune.errors import UsageError
-from edgeprune.files import need_space, staging, write_text
+from edgeprune.files import need_space, staging, tree_bytes, write_text
 from edgeprune.types import DeviceProfile, ModelSpec
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +40,7 @@ GGUF_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4
 ONNX_QUANTS = ("int8", "int4")
 FOLDER_QUANTS = {"llamacpp": ("Q8_0", "Q4_K_M"), "onnxruntime": ("int8", "int4")}  # of a model that is named
 MODULES = {"llamacpp": "llama_cpp", "onnxruntime": "onnxruntime"}
+PROCESS_BYTES = 150_000_000  # an interpreter with the bindings, and the buffers of a small model
 SECONDS_PER_RUN = 1.5  # of one model's passes on two cores of a server from 2023; told before the work
 SECONDS_PER_MODEL = 4.0  # to make and open one
 
@@ -135,18 +136,36 @@ def run(plan: Plan, folder: Path, *, progress: Progress, kept: Path | None = Non
     for n, item in enumerate(plan.items):
         progress("making models", n, len(plan.items))
         jobs.append(Job(item.name, _make(item, folder), item.runtime, plan.passes))
-    before = _read_kept(kept, plan)
-    if before and len(before[0].prefill_ns[0]) >= plan.repetitions:
-        return before
-    done = len(before[0].prefill_ns[0]) if before else 0
+    found = {r.name: r for r in _read_kept(kept, plan)}
+    for group in _groups(jobs):
+        before = [found[j.name] for j in group] if all(j.name in found for j in group) else []
+        done = len(before[0].prefill_ns[0]) if before else 0
 
-    def save(found: list[Runs]) -> None:
-        if kept:
-            text = json.dumps({"plan": plan.digest(), "runs": [r._asdict() for r in _joined(before, found)]})
-            write_text(kept, text, force=True)
+        def save(new: list[Runs], before: list[Runs] = before) -> None:
+            found.update({r.name: r for r in _joined(before, new)})
+            if kept:
+                text = json.dumps({"plan": plan.digest(), "runs": [r._asdict() for r in found.values()]})
+                write_text(kept, text, force=True)
 
-    found = _host_runs.measure(jobs, plan.repetitions - done, plan.n_threads, progress, save)
-    return _joined(before, found)
+        if done < plan.repetitions:
+            _host_runs.measure(group, plan.repetitions - done, plan.n_threads, progress, save)
+    return [found[j.name] for j in jobs]
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that are open together: all, where half of the free memory holds them, else neighbours, two at least."""
+    import psutil
+
+    room, groups = psutil.virtual_memory().available / 2, [[]]
+    for job in jobs:
+        if len(groups[-1]) >= 2 and sum(map(_footprint, (*groups[-1], job))) > room:
+            groups.append([])
+        groups[-1].append(job)
+    return [g for g in groups if g]
+
+
+def _footprint(job: Job) -> float:
+    return 1.5 * tree_bytes(job.path) + PROCESS_BYTES
 
 
 def _make(item: Item, folder: Path) -> Path:
