@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from edgeprune.catalog import did_you_mean
 from edgeprune.types import Calibration, DeviceProfile, Figure, PowerMode
 
 UNITS = {
@@ -266,10 +267,11 @@ def _words(where: str, value: Any, sources: dict[str, Table]) -> str:
 
 
 def _keys(where: str, table: Table, allowed: set[str], needed: set[str]) -> None:
+    for key in sorted(table.keys() - allowed):
+        guess = did_you_mean(key, sorted(allowed)).replace("'", "")
+        raise ProfileError(f"{where}{key}: unknown key.{guess} known: {', '.join(sorted(allowed))}")
     for key in sorted(needed - table.keys()):
         raise ProfileError(f"{where}{key}: is missing")
-    for key in sorted(table.keys() - allowed):
-        raise ProfileError(f"{where}{key}: unknown key; known: {', '.join(sorted(allowed))}")
 
 
 def _table(where: str, value: Any) -> Table:

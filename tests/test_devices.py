@@ -142,7 +142,7 @@ FAULTS = [
     ("value = 17.1", "value = 171000", "memory.bandwidth.value"),
     ("value = 8,", "value = 6,", "memory.available"),
     ('src = "unsourced", note', 'src = "nowhere", note', "memory.total.src"),
-    ("bandwidth = {", "bandwith = {", "memory.bandwidth"),
+    ("bandwidth = {", "bandwith = {", "memory.bandwith: unknown key. Did you mean bandwidth?"),
     ("schema = 1", "schema = 2", "schema"),
     ('vendor = "Raspberry Pi"', "vendor = 5", "vendor"),
     ("unified = true", "unified = 1", "memory.unified"),
@@ -163,33 +163,11 @@ def test_malformed_profile_names_file_and_field(tmp_path, old, new, field):
     with pytest.raises(InputRejected) as e:
         devices.load(own)
     assert field in str(e.value) and "\n" not in str(e.value)
-    line = next(
-        i for i, (a, b) in enumerate(zip(text.splitlines(), own.read_text().splitlines(), strict=False), 1) if a != b
-    )
-    assert f"{own}:{line}: " in str(e.value)
-
-
-def test_a_missing_field_is_placed_in_its_table(tmp_path):
-    text = (devices.FOLDER / "rpi5-8gb.toml").read_text(encoding="utf-8")
-    own = tmp_path / "board.toml"
-    own.write_text(re.sub(r"^bandwidth = .*\n", "", text, flags=re.M), encoding="utf-8")
-    with pytest.raises(InputRejected, match="memory.bandwidth: is missing") as e:
-        devices.load(own)
-    assert f":{text.splitlines().index('[memory]') + 1}: " in str(e.value)
-
-
-def test_gigabytes_where_gibibytes_are_meant(tmp_path):
-    """7.9 GiB can't be free of 8 GB: 8.48 of 8."""
-    text = (devices.FOLDER / "rpi5-8gb.toml").read_text(encoding="utf-8")
-    text = re.sub(r'^total = \{ value = 8, unit = "GiB"', 'total = { value = 8, unit = "GB"', text, flags=re.M)
-    text = re.sub(r"^available = .*$", 'available = { value = 7.9, unit = "GiB", src = "unsourced" }', text, flags=re.M)
-    own = tmp_path / "board.toml"
-    own.write_text(text, encoding="utf-8")
-    with pytest.raises(InputRejected, match=r"7.9 GiB is 8.483 GB; is the total in GiB"):
-        devices.load(own)
-
-
-# --- profiles of one's own ----------------------------------------------------------------------
+    if "not TOML" not in field:
+        line, name = re.match(rf"{re.escape(str(own))}:(\d+): ([\w.\[\]]+):", str(e.value)).groups()
+        key = name.rpartition(".")[2].partition("[")[0]
+        inside = own.read_text().splitlines()[int(line) - 1]
+        assert key in inside or re.search(rf"\b{name.split('.')[-2]}\b", inside), "the line that holds the field"
 
 
 @pytest.fixture
@@ -221,7 +199,7 @@ def test_own_profiles_are_found_by_name(own_folder):
 
 def test_who_shadows_whom(own_folder, tmp_path, monkeypatch):
     """An own profile takes a shipped one's place; the named folder comes before the user's; an id before an alias."""
-    write_board(own_folder, "rpi5-8gb", total=16)
+    write_board(own_folder, "rpi5-8gb", total=16, aliases=["rpi5"])
     assert devices.load("rpi5-8gb").memory_total.value == devices.load("rpi5").memory_total.value == 16 * 2**30
     assert "in place of the shipped one" in devices.origin("rpi5-8gb")
     named = tmp_path / "named"

@@ -159,7 +159,7 @@ def test_rates_become_a_profile(tmp_path):
     assert c.efficiency_of["Q4_K_M"].value == pytest.approx(0.7, rel=0.05)
     assert c.overhead_per_block.value == pytest.approx(60, rel=0.3)
     assert c.efficiency.low < c.efficiency.value < c.efficiency.high and (c.n_rows, c.n_models) == (14, 7)
-    assert c.prefill_rate == before.calibrations[0].prefill_rate, "what the rates don't tell stays"
+    assert c.prefill_rate.value == before.calibrations[0].prefill_rate.value, "what the rates don't tell stays"
     assert before.model_copy(update={"calibrations": ()}) == after.model_copy(update={"calibrations": ()})
     assert set(json.loads(_profiles.backend_priors(priors, "x"))["backends"]) == {"metal"}
 
