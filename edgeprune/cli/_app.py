@@ -20,7 +20,8 @@ EXIT_CODES = (
 app = typer.Typer(
     name="edgeprune",
     help="Fit a language model to a device: plan, prune, export to GGUF and ONNX, measure, report.\n\n"
-    "MODEL is a transformers folder, a .gguf file or a hub id (org/name or org/name@revision).",
+    "MODEL is a transformers folder, a .gguf file or a hub id (org/name or org/name@revision); for plan and fit also a "
+    "well-known model's name such as llama-3.1-8b, of which no weights are needed.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,

@@ -8,7 +8,7 @@ import typer
 
 from edgeprune.cli import _show
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import Json, Texts, Window, Windows
+from edgeprune.cli._options import CacheType, Json, Texts, Window, Windows
 from edgeprune.cli._terminal import emit, progress
 
 
@@ -20,6 +20,7 @@ def evaluate(
     windows: Windows = 16,
     window: Window = 512,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1)] = None,
+    kv_type: CacheType = None,
     json: Json = False,
 ) -> None:
     """Perplexity, and KL divergence from the whole model, on the same tokens for every runtime."""
@@ -30,6 +31,6 @@ def evaluate(
     with progress() as tick:
         found = evaluating.evaluate(
             paths, whole=models.resolve(against) if against else None, files=text or [], n_windows=windows,
-            context_tokens=window, n_threads=threads, progress=tick,
+            context_tokens=window, n_threads=threads, kv_type=kv_type, progress=tick,
         )  # fmt: skip
     emit(found) if json else _show.qualities(found)
