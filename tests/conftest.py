@@ -6,6 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,22 @@ def smollm2_folder(smollm2_gguf, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("smollm2") / "base"
     materialise(smollm2_gguf, out)
     return out
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """The command line in this process: its exit code and all that it writes, libraries in C included."""
+
+    from edgeprune.cli import main
+
+    def run(*args):
+        monkeypatch.setenv("TQDM_DISABLE", "1")  # which main() sets
+        monkeypatch.setattr(sys, "argv", ["edgeprune", *map(str, args)])
+        before = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(args, end.value.code or 0, *capfd.readouterr())
+
+    return run

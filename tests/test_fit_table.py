@@ -105,13 +105,8 @@ def test_no_heavy_import_and_little_memory(arguments):
     assert found.get("rows") or found.get("needs") or found.get("alternatives")
 
 
-def call(*arguments):
-    command = [sys.executable, "-m", "edgeprune.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
 @pytest.mark.slow
-def test_the_command_line(tmp_path):
+def test_the_command_line(call, tmp_path):
     out = tmp_path / "fit.svg"
     done = call("fit", "llama-3.1-8b", "-d", "rpi5-8gb", "-d", "m4", "-o", out)
     assert done.returncode == 0 and "rpi5-8gb" in done.stdout and "whole" in done.stdout

@@ -13,30 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.cli import main
-
 EDGEPRUNE = [sys.executable, "-m", "edgeprune.cli"]
 
 
 def process(*args):
     return subprocess.run([*EDGEPRUNE, *map(str, args)], capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture
-def call(capfd, monkeypatch):
-    """The command line in this process: its exit code and all that it writes, libraries in C included."""
-
-    def run(*args):
-        monkeypatch.setenv("TQDM_DISABLE", "1")  # which main() sets
-        monkeypatch.setattr(sys, "argv", ["edgeprune", *map(str, args)])
-        before = signal.getsignal(signal.SIGTERM)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        signal.signal(signal.SIGTERM, before)
-        return subprocess.CompletedProcess(args, end.value.code or 0, *capfd.readouterr())
-
-    return run
 
 
 def refused(result, code, *words):
