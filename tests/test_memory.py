@@ -10,7 +10,7 @@ from edgeprune._generated import Geometry, make_gguf
 from edgeprune._host_runs import Job, Pass
 from edgeprune.cost import MIB, Predictor
 from edgeprune.exact_memory import exact_memory
-from edgeprune.plan import typical_removal
+from edgeprune.what_if import typical_removal
 from exporters import gguf
 
 EXACT = 0.01
