@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Z = 1.645  # standard deviations on either side of a 90 % interval
+from edgeprune._prior import Prior, Term, Z
+
 TAIL = 4.0  # degrees of freedom of Student's t: a row far from the others pulls little
 NOISE_ROWS = 4  # the prior's noise counts as so many rows
 TOLD = 0.5  # rows tell a term when they at least halve the prior's spread
@@ -39,37 +40,11 @@ MIN_NOISE = 0.005  # no published or timed row is surer than this
 Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class Term(NamedTuple):
-    """A positive number and the standard deviation of its logarithm."""
-
-    name: str
-    value: float
-    spread: float
-
-    @property
-    def low(self) -> float:
-        return self.value * math.exp(-Z * self.spread)
-
-    @property
-    def high(self) -> float:
-        return self.value * math.exp(Z * self.spread)
-
-
 class Row(NamedTuple):
     group: str  # rows of one model are left out together
     amounts: tuple[float, ...]  # units of each term
     seconds: float
     kind: str = ""  # scales the first term; "" has no factor of its own
-
-
-class Prior(NamedTuple):
-    """What is known before any row: `noise` is the spread of one row about the formula, as a logarithm."""
-
-    terms: tuple[Term, ...]
-    noise: float
-    kind_spread: float = 0.0
-    n_rows: int = 0
-    n_devices: int = 0
 
 
 class Fit(NamedTuple):

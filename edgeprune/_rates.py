@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune._fit import Prior, Term, Z
+from edgeprune._prior import Prior, Term, Z
 from edgeprune.errors import UsageError
 from edgeprune.types import Calibration, DeviceProfile, Figure
 

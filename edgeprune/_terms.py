@@ -18,8 +18,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from edgeprune._fit import Fit, Prior, Row, Term, fit, predict
+from edgeprune._fit import Fit, Row, fit, predict
 from edgeprune._kv_types import ELEMENT_BYTES, native
+from edgeprune._prior import Prior, Term
 from edgeprune._rates import WEAK, prior
 from edgeprune._sizes import Shapes, Work, sizes
 from edgeprune.blocks import whole

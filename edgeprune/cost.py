@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from edgeprune import _kv_types
-from edgeprune._fit import Z
+from edgeprune._prior import Z
 from edgeprune._rates import Rates, best_backend, find
 from edgeprune._sizes import Shapes, Sizes, Work, quants, sizes
 from edgeprune.errors import UsageError

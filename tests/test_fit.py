@@ -9,7 +9,8 @@ import statistics
 import numpy as np
 import pytest
 
-from edgeprune._fit import Prior, Row, Term, fit, learn, leave_one_out, predict, without_rows
+from edgeprune._fit import Row, fit, learn, leave_one_out, predict, without_rows
+from edgeprune._prior import Prior, Term
 
 NAMES = ("weights", "overhead", "attention")
 TRUE = (1 / 50e9, 60e-6, 1 / 15e9)

@@ -12,7 +12,8 @@ import pytest
 from _shapes import make_spec
 
 from edgeprune import devices
-from edgeprune._fit import Fit, Row, Term, predict
+from edgeprune._fit import Fit, Row, predict
+from edgeprune._prior import Term
 from edgeprune._rates import TERMS, WEAK, find, prior
 from edgeprune.blocks import whole
 from edgeprune.cost import Predictor, attention_work, decode_interval

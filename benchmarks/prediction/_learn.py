@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from _rows import FULL_POWER, Key, Line
 
-from edgeprune._fit import Estimate, Fit, Prior, Row, Term, fit, learn, leave_one_out, predict, without_rows
+from edgeprune._fit import Estimate, Fit, Row, fit, learn, leave_one_out, predict, without_rows
+from edgeprune._prior import Prior, Term
 from edgeprune._rates import SMALL_SET, WEAK
 
 CAPPED_SPREAD = 1.0  # of the logarithm: AGX Orin decodes 3.3 times slower at 30 W than at MAXN

@@ -12,7 +12,7 @@ from typing import Any
 from _learn import Device, Miss, coverage, median_error, repeats
 from _rows import FULL_POWER, Line
 
-from edgeprune._fit import Prior
+from edgeprune._prior import Prior
 from edgeprune._rates import SMALL_SET
 
 TARGET_ERROR, TARGET_COVERAGE = 0.06, 0.80

@@ -15,7 +15,7 @@ from pathlib import Path
 from _learn import Device, median_error
 from _rows import TWINS
 
-from edgeprune._fit import Prior, Term
+from edgeprune._prior import Prior, Term
 from edgeprune._rates import PRIORS
 from edgeprune.devices import FOLDER
 
