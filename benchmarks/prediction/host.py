@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 import _host_page as page  # noqa: E402
 
-from edgeprune import _calibrate_write, _generated, _host_runs, calibrate, devices, model, plan  # noqa: E402
+from edgeprune import _calibrate_write, _generated, _host_runs, calibrate, devices, model, plan, what_if  # noqa: E402
 from edgeprune._generated import Geometry  # noqa: E402
 from edgeprune._host_runs import Job, Pass, Runs  # noqa: E402
 from edgeprune._profile_write import toml_text  # noqa: E402
@@ -135,7 +135,7 @@ def make(work: Path, device: DeviceProfile, quick: bool) -> list[Case]:
     spec = model.inspect(base)
     for n, runtime, quant in REAL[:: 3 if quick else 1]:
         tell(f"making SmolLM2, {n} blocks, {quant}", len(cases) + 1, len(GENERATED) + len(REAL))
-        blocks, source = plan.typical_removal(spec.n_blocks, spec.n_blocks - n), work / f"smol-{n}"
+        blocks, source = what_if.typical_removal(spec.n_blocks, spec.n_blocks - n), work / f"smol-{n}"
         if not source.exists():
             empty = plan.make_plan(spec, None, device, Budget(context_tokens=512))
             prune(base, spec, empty.model_copy(update={"blocks": blocks}), source, base_model=spec.name, command="")
