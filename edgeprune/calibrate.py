@@ -88,9 +88,12 @@ def installed() -> list[str]:
 
 def make_plan(
     runtimes: Sequence[str] = (), paths: Sequence[Path] = (), types: Sequence[str] = (), repetitions: int = REPETITIONS,
-    threads: int | None = None, passes: Sequence[Pass] = PASSES,
+    threads: int | None = None, passes: Sequence[Pass] = (),
 ) -> Plan:  # fmt: skip
-    """What to run. `types` narrows the generated models' tensor types. Raises UsageError for what is not there."""
+    """What to run; `passes` are PASSES unless said. `types` narrows the generated models' tensor types.
+
+    Raises UsageError for what is not there.
+    """
     have = installed()
     wanted = list(runtimes) or have
     for r in wanted:
@@ -119,7 +122,7 @@ def make_plan(
             elif r == "llamacpp":
                 quant = catalog.load("edgeprune.runtimes", r).quant(path)
                 items.append(Item(f"{r} {quant} {path.name}", r, quant, None, path))
-    return Plan(tuple(items), tuple(passes), repetitions, threads or physical_cores())
+    return Plan(tuple(items), tuple(passes or PASSES), repetitions, threads or physical_cores())
 
 
 def work_bytes(item: Item) -> int:

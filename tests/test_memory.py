@@ -40,7 +40,7 @@ def test_three_ways_agree_on_smollm2(quant, n_blocks, context, smollm2_gguf, smo
     formula = foretold(whole, blocks, quant, context)
     exact = exact_memory(path, context)
     assert formula.weights_bytes == pytest.approx(exact.weights_bytes + (exact.repack_bytes or 0), rel=1e-3)
-    assert formula.kv_bytes == exact.kv_bytes
+    assert formula.kv_bytes == pytest.approx(exact.kv_bytes, abs=0.006 * MIB)  # its log has two decimals
     assert formula.compute_bytes == pytest.approx(exact.compute_bytes, abs=MIB // 2)
     committed = formula.committed_bytes - formula.memory_bytes
     assert committed == pytest.approx(exact.committed_bytes - exact.resident_bytes, abs=MIB // 2)
