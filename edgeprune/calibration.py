@@ -22,6 +22,7 @@ class Windows(NamedTuple):
 
     windows: list[list[int]]
     text: Text
+    kinds: tuple[int, ...] = ()  # which of the calibration texts each window is of
 
 
 def default_text(split: Split) -> tuple[str, str]:
@@ -120,6 +121,7 @@ def windows(
             name=name, sha256=text_sha256(joined), parts=tuple(text_sha256(text) for _, text in texts),
             tokens=len(turns) * context_tokens, context_tokens=context_tokens, stride_tokens=body,
         ),
+        tuple(i for i, _ in turns),
     )  # fmt: skip
 
 

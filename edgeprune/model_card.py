@@ -8,12 +8,15 @@ from typing import Any
 from edgeprune import __version__
 from edgeprune.blocks import is_portable
 from edgeprune.errors import InputRejected
+from edgeprune.healing import Healing
 from edgeprune.types import ModelSpec, Plan
 
 INHERITED = ("license", "license_name", "license_link", "language")
 
 
-def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str) -> str:
+def model_card(
+    folder: Path, spec: ModelSpec, plan: Plan, base_model: str, command: str, healed: Healing | None = None
+) -> str:
     """README.md with front matter the hub and gguf-py read: base_model, tags, licence inherited from the base's card."""
     from huggingface_hub import ModelCardData
 
@@ -28,7 +31,7 @@ def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, comma
     lines = ["---", data.to_yaml(), "---", ""]
     lines += [f"# {spec.name}, {len(plan.blocks)} of {plan.n_blocks_whole} blocks", ""]
     lines += [
-        f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, nothing retrained.",
+        f"Made from `{base_model}` by edgeprune {__version__}: **{plan.removed or 'nothing'}** removed, {_after(healed)}.",
         "",
     ]
     lines += ["| | whole | pruned |", "|---|---|---|"]
@@ -40,6 +43,12 @@ def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, comma
         ]
     if plan.damage_kl is not None:
         lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
+    if healed is not None:
+        lines += ["", "| perplexity on text held aside | whole | cut | healed |", "|---|---|---|---|"]
+        lines += [
+            f"| {k.text} | {k.perplexity_whole:.2f} | {k.perplexity_cut:.2f} | {k.perplexity_healed:.2f} |"
+            for k in healed.kinds
+        ]
     lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
     lines += ["```", command, "```", ""]
     if not is_portable(plan.blocks):
@@ -53,6 +62,13 @@ def model_card(folder: Path, spec: ModelSpec, plan: Plan, base_model: str, comma
     ]
     lines += ["evaluate on your own task before use.", ""]
     return "\n".join(lines)
+
+
+def _after(healed: Healing | None) -> str:
+    if healed is None or not healed.changed:
+        return "nothing retrained"
+    n = len(healed.changed)
+    return f"then healed by {healed.method}: {n} output projection{'s' if n > 1 else ''} solved anew, no gradients"
 
 
 def inherited(folder: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def prune(
     need_space(out, total)
     with staging(out, force) as partial:
         partial.mkdir()
-        _write_weights(tensors, partial, progress)
+        write_weights(tensors, partial, progress)
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _carry(ck.folder, partial)
         (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
@@ -111,7 +111,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise InputRejected(f"{path} is not JSON; prune again") from None
 
 
-def _write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable[[int, int], None]) -> None:
+def write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable[[int, int], None]) -> None:
+    """Safetensors of at most SHARD_BYTES each, in the order given, with an index where there are several."""
     shards: list[list[tuple[str, TensorEntry]]] = [[]]
     size = 0
     for name, entry in tensors.items():

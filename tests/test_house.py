@@ -111,6 +111,7 @@ def test_every_registry_entry_keeps_its_contract():
             "TINY",
         ),
         "edgeprune.metrics": ("SOURCE",),
+        "edgeprune.healers": ("SOURCE", "SCOPES", "BIASES", "solve"),
         "edgeprune.runtimes": ("reads", "version", "quant", "open_session"),
         "exporters": ("SUFFIX", "RUNTIME", "QUANTS", "check", "export"),
     }

@@ -14,6 +14,7 @@ VERBS = (
     "fit",
     "recipe",
     "prune",
+    "heal",
     "export",
     "bench",
     "calibrate",

@@ -1,0 +1,60 @@
+"""edgeprune heal"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli import _show_healing
+from edgeprune.cli._app import command_line, verb
+from edgeprune.cli._options import Calibration, Force, Json, Memory, Window
+from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.files import refuse_existing
+
+
+@verb("edgeprune heal pruned -o healed")
+def heal(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `edgeprune prune` wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The healed folder to make.")],
+    method: Annotated[str, typer.Option(help="refit or replaceme.")] = "refit",
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The whole model. Default: what edgeprune.json in DIR names.")
+    ] = None,
+    calibration: Calibration = None,
+    avoid: Annotated[
+        list[Path] | None, typer.Option(help="Text that is to judge the result and so can't heal it; repeatable.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of text to read, all kinds together.")] = 48,
+    window: Window = 512,
+    precision: Annotated[
+        str, typer.Option(help="Type of the weights meanwhile: float32, bfloat16 or 'auto', the fastest here.")
+    ] = "auto",
+    max_memory: Memory = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Win back quality that a cut lost, without gradients: weights before the cuts are solved anew. Same size, same speed.
+
+    Nothing is changed where that would be worse on any kind of text held aside.
+    """
+    from edgeprune import catalog, folders
+    from edgeprune import heal as healing
+    from edgeprune import model as models
+
+    refuse_existing(output, force)
+    catalog.load("edgeprune.healers", method)
+    plan = healing.pruned_plan(folder)
+    path, name = healing.find_base(folder, base)
+    spec = models.inspect(path)
+    note(
+        f"healing {plan.model} by {method}: {plan.removed or 'nothing'} removed; up to {windows} windows of {window} tokens"
+    )
+    with progress() as tick, folders.as_folder(path) as whole:
+        made = healing.heal(
+            folder, whole, spec, output, method=method, files=calibration or [], avoid=avoid or [], n_windows=windows,
+            context_tokens=window, precision=precision, max_bytes=max_memory, base_model=name, command=command_line(),
+            force=force, progress=tick,
+        )  # fmt: skip
+    emit(made) if json else _show_healing.healed(made, output)

@@ -1,0 +1,257 @@
+"""One walk through a pruned model and the whole one beside it, solving weights anew on the way.
+
+Both streams of all tokens go through the layers together, so every weight is used once. A kept sub-layer's target is the
+whole model's stream just before the next kept one, after all that was removed in between; what the pruned stream, with the
+weights solved so far, lacks of it is what its output projection is asked to give as well. Windows held aside go along and
+tell in the end whether it helped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeprune import families
+from edgeprune.blocks import kept_sublayers
+from edgeprune.checkpoint import Checkpoint
+from edgeprune.divergence import compare
+from edgeprune.errors import InputRejected, OutOfResources
+from edgeprune.healers._moments import Moments
+from edgeprune.metrics._halves import Half, all_halves, entrance, halves, head, run_device
+from edgeprune.metrics._weights import at_hand
+from edgeprune.torch_model import free_bytes
+from edgeprune.types import Blocks
+
+if TYPE_CHECKING:
+    import torch
+
+Windows = Sequence[Sequence[int]]
+
+
+class Kind(NamedTuple):
+    """Windows of one kind of text: those that weights are fitted to, and those held aside."""
+
+    name: str
+    fit: Windows
+    aside: Windows
+
+
+class Change(NamedTuple):
+    """delta (k, d): what is added to the transposed weight of a sub-layer's output projection."""
+
+    half: Half
+    delta: torch.Tensor
+    strength: float | None
+    left_out: float | None
+
+
+class Attempt(NamedTuple):
+    """What one scope changed, and KL(whole ‖ it) and loss, nats per token, of each kind's windows held aside."""
+
+    scope: str
+    changes: tuple[Change, ...]
+    kl: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+class Attempts(NamedTuple):
+    loss_whole: tuple[float, ...]  # of each kind
+    cut: Attempt  # the pruned model as it is
+    healed: tuple[Attempt, ...]
+
+
+def attempt(
+    model: Any, blocks: Blocks, healer: Any, kinds: Sequence[Kind],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Attempts:  # fmt: skip
+    """Solve the output projections of what `blocks` keeps of a whole torch causal LM, for every scope of a healer module.
+
+    All windows are of one length. In memory: the streams (tokens, d) of the whole model and of each scope, a projection's
+    inputs (tokens, k), its Gram matrix (k, k) for each kind. Raises InputRejected where logits are not finite.
+    """
+    import torch
+
+    walk = _Walk(model, healer, kinds)
+    with torch.inference_mode():
+        whole = walk.through(kept_sublayers(blocks), progress)
+        return _judged(model, kinds, whole, walk)
+
+
+def refuse(checkpoint: Checkpoint, healer: Any, method: str) -> None:
+    """Raises InputRejected where a model of this checkpoint can't be healed so, with the reason."""
+    model_type = checkpoint.config["model_type"]
+    family = families.for_model_type(model_type)
+    after = {"post_attention_norm", "post_ffw_norm"} & {*family.ATTN.values(), *family.FFN.values()}
+    if after:
+        raise InputRejected(
+            f"{model_type} models have norms after their output projections, through which {method} can't be solved in closed "
+            "form; leave the cut as it is"
+        )
+    biased = [
+        f"{output}.bias"
+        for output in family.OUTPUTS
+        if f"{family.LAYER.format(i=0)}{output}.bias" in checkpoint.tensors
+    ]
+    if biased and not healer.BIASES:
+        raise InputRejected(
+            f"this {model_type} model has {biased[0]}, which {method} does not allow for; try another method"
+        )
+
+
+def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None) -> None:
+    """Raises OutOfResources, before any work, when the streams and sums of `attempt` take more than there is."""
+    d = families.decoder(model.config.to_dict())
+    n_tokens = sum(len(w) for kind in kinds for w in [*kind.fit, *kind.aside])
+    streams = n_tokens * model.dtype.itemsize * (d.hidden * 2 * (n_scopes + 2) + d.ffn * n_scopes)
+    sums = 8 * (len(kinds) + 3) * d.ffn * (d.ffn + d.hidden)
+    limit, weights = max_bytes or free_bytes(), 0 if max_bytes is None else sum(p.nbytes for p in model.parameters())
+    if weights + streams + sums > limit:
+        raise OutOfResources(
+            f"healing by {n_tokens} tokens takes about {(weights + streams + sums) / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
+            "limit; take fewer --windows, or raise --max-memory"
+        )
+
+
+class _Version:
+    """The pruned stream of one scope. None while it is still the whole model's."""
+
+    def __init__(self, scope: str, fits: Callable[[bool], bool], first: int):
+        self.scope, self.fits, self.first = scope, fits, first  # of all windows, it carries those from `first` on
+        self.stream: torch.Tensor | None = None
+        self.changes: list[Change] = []
+        self.waiting: _Waiting | None = None
+
+
+class _Waiting(NamedTuple):
+    """A sub-layer that has run, and whose target the whole stream has not reached yet."""
+
+    half: Half
+    inputs: torch.Tensor  # of its output projection (g, t, k)
+    weight: torch.Tensor  # (d, k)
+
+
+class _Walk:
+    def __init__(self, model: Any, healer: Any, kinds: Sequence[Kind]):
+        import torch
+
+        self.model, self.healer = model, healer
+        self.spans = [
+            len(kind.fit) for kind in kinds
+        ]  # windows of each kind to fit to; those held aside come after all
+        windows = [*(w for kind in kinds for w in kind.fit), *(w for kind in kinds for w in kind.aside)]
+        self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
+        family = families.for_model_type(model.config.model_type)
+        self.outputs = dict(zip("AF", family.OUTPUTS, strict=True))
+        self.scale = family.decoder(model.config.to_dict()).residual_scale
+        self.cut = _Version("", lambda before_cut: False, sum(self.spans))
+        self.versions = [self.cut, *(_Version(name, fits, 0) for name, fits in healer.SCOPES.items())]
+
+    def through(self, kept: Sequence[Half], progress: Callable[[int, int], None]) -> torch.Tensor:
+        """The whole model's stream (g, t, d) after the last layer; the versions' are at the same point."""
+        order = all_halves(len(self.model.model.layers))
+        stays = set(kept)
+        cut = next((i for i, half in enumerate(order) if half not in stays), len(order))
+        whole, kwargs = entrance(self.model, self.tokens)
+        for i, (half, run) in enumerate(halves(self.model)):
+            if half in stays:
+                self._settle(whole)
+            if i >= cut - 1:
+                self._part(whole)
+            if half in stays and i >= cut - 1:
+                before_cut = i + 1 < len(order) and order[i + 1] not in stays
+                for version in self.versions:
+                    self._step(version, half, run, kwargs[half[1]], before_cut)
+            whole = run(whole, **kwargs[half[1]])
+            progress(i + 1, len(order))
+        self._settle(whole)
+        self._part(whole)
+        return whole
+
+    def _part(self, whole: torch.Tensor) -> None:
+        for version in self.versions:
+            if version.stream is None:
+                version.stream = whole[version.first :]
+
+    def _step(self, version: _Version, half: Half, run: Any, kwargs: dict[str, Any], before_cut: bool) -> None:
+        if not version.fits(before_cut):
+            version.stream = run(version.stream, **kwargs)
+            return
+        projection = self.model.model.layers[half[1]].get_submodule(self.outputs[half[0]])
+        inputs: list[torch.Tensor] = []
+        noted = projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        try:
+            version.stream = run(version.stream, **kwargs)
+        finally:
+            noted.remove()
+        version.waiting = _Waiting(half, _joined(inputs, version.stream), projection.weight.clone())
+
+    def _settle(self, target: torch.Tensor) -> None:
+        """Solve what waits, now that the whole stream stands at the next kept sub-layer."""
+        import torch
+
+        for version in self.versions:
+            if version.waiting is None:
+                continue
+            half, inputs, weight = version.waiting
+            version.waiting = None
+            solution = self.healer.solve(self._moments(inputs, target, version.stream), weight.double())
+            if solution is None:
+                continue
+            version.changes.append(Change(half, *solution._replace(delta=solution.delta.float().cpu())))
+            delta = solution.delta.to(inputs.device).float()
+            more = [stream + self.scale * (f.float() @ delta) for stream, f in zip(version.stream, inputs, strict=True)]
+            version.stream = torch.stack([m.to(version.stream.dtype) for m in more])
+
+    def _moments(self, inputs: torch.Tensor, target: torch.Tensor, stream: torch.Tensor) -> list[Moments]:
+        """One for each kind, of the windows to fit to. `target` and `stream` (g, t, d)."""
+        import torch
+
+        found, start = [], 0
+        for n in self.spans:
+            ff = torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
+            fr = torch.zeros(inputs.shape[-1], stream.shape[-1], dtype=torch.float64, device=inputs.device)
+            rr = 0.0
+            for w in range(start, start + n):
+                f, r = inputs[w].double(), (target[w].double() - stream[w].double()) / self.scale
+                ff += f.T @ f
+                fr += f.T @ r
+                rr += float(r.square().sum())
+            found.append(Moments(ff, fr, rr))
+            start += n
+        return found
+
+
+def _joined(inputs: list[torch.Tensor], stream: torch.Tensor) -> torch.Tensor:
+    """What a projection was given in calls of some windows each, as (g, t, k)."""
+    import torch
+
+    return torch.cat([f.reshape(-1, stream.shape[1], f.shape[-1]) for f in inputs])
+
+
+def _judged(model: Any, kinds: Sequence[Kind], whole: torch.Tensor, walk: _Walk) -> Attempts:
+    """KL and loss of all versions on the windows held aside."""
+
+    first, versions = walk.cut.first, walk.versions
+    sums = [[[0.0, 0.0] for _ in kinds] for _ in versions]
+    loss_whole = [0.0] * len(kinds)
+    n_tokens = [sum(len(w) - 1 for w in kind.aside) for kind in kinds]
+    which = [k for k, kind in enumerate(kinds) for _ in kind.aside]
+    with at_hand(model.model.norm, model.lm_head):
+        for w, k in enumerate(which, first):
+            tokens, logp = walk.tokens[w], head(model, whole[w : w + 1]).float().log_softmax(-1)
+            for v, version in enumerate(versions):
+                at = w - version.first
+                found = compare(logp, head(model, version.stream[at : at + 1]), tokens)
+                if not math.isfinite(found.kl + found.nll):
+                    raise InputRejected(
+                        f"{version.scope or 'the cut model'} gives logits that are not finite; prune again"
+                    )
+                sums[v][k][0] += found.kl / n_tokens[k]
+                sums[v][k][1] += found.nll / n_tokens[k]
+            loss_whole[k] += found.nll_whole / n_tokens[k]
+    cut, *healed = (
+        Attempt(v.scope, tuple(v.changes), *(tuple(x) for x in zip(*of, strict=True)))
+        for v, of in zip(versions, sums, strict=True)
+    )
+    return Attempts(tuple(loss_whole), cut, tuple(healed))

@@ -1,0 +1,55 @@
+"""Closed-form refit (ours): output projections solved anew by ridge regression on their own inputs, to give what the removed
+sub-layers gave. No gradients, no cost at run time.
+
+D = argmin ‖f D − r‖² + λ m ‖D‖² = (Σfᵀf + λ m I)⁻¹ Σfᵀr with f what goes into the projection of the pruned model, r what the
+whole model's stream has there that the pruned one's lacks, and m the mean of the diagonal: ridge towards the old weights
+(Hoerl and Kennard 1970). Every token counts, the first one too: it feeds the attention sink, and a fit that does not see it
+destroys it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgeprune.healers._moments import Moments, Solution, together
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = "closed-form refit (edgeprune)"
+BIASES = True  # they stay as they are
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+SCOPES: dict[str, Callable[[bool], bool]] = {
+    "projections before a cut": lambda before_cut: before_cut,
+    "projections from the first cut on": lambda before_cut: True,
+}
+
+
+def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
+    """The change at the strength that does best on kinds left out: each in turn is predicted from all others.
+
+    None where there is nothing to give, or where no strength helps on what was left out.
+    """
+    everything = together(moments)
+    if not everything.rr or not everything.ff.any():
+        return None
+    left = [0.0] * len(STRENGTHS)
+    for i, kind in enumerate(moments):
+        others = together([m for j, m in enumerate(moments) if j != i])
+        for s, strength in enumerate(STRENGTHS):
+            left[s] += kind.left(ridge(others, strength)) / (kind.rr or math.inf)
+    best = min(range(len(STRENGTHS)), key=left.__getitem__)
+    left_out = left[best] / len(moments)
+    if not left_out < 1:
+        return None
+    return Solution(ridge(everything, STRENGTHS[best]), STRENGTHS[best], left_out)
+
+
+def ridge(moments: Moments, strength: float) -> torch.Tensor:
+    """(Σfᵀf + strength · mean(diag Σfᵀf) · I)⁻¹ Σfᵀr (k, d), float64."""
+    import torch
+
+    damped = moments.ff + strength * moments.ff.diagonal().mean() * torch.eye(len(moments.ff)).to(moments.ff)
+    return torch.cholesky_solve(moments.fr, torch.linalg.cholesky(damped))

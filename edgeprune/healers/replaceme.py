@@ -1,0 +1,34 @@
+"""ReplaceMe (Shopkhoev et al. 2025, arXiv:2505.02819), least squares: what was removed is replaced by one linear map T of the
+feed-forward's output before it, which its output projection takes in.
+
+T = (MᵀM + αI)⁻¹ Mᵀ(L_e − L_s + M), W ← TᵀW (their "LSTSQ", α = 0), with M the feed-forward's output, L_s the stream after it
+and L_e the stream after the last removed block. Several cuts are taken in order, each with the stream that those before it
+leave. M = f Wᵀ, so that all of it follows from the sums over f. T is the identity where nothing is lacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgeprune.healers._moments import Moments, Solution, together
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = "ReplaceMe, least squares (Shopkhoev et al. 2025, arXiv:2505.02819)"
+BIASES = False
+SCOPES: dict[str, Callable[[bool], bool]] = {"feed-forwards before a cut": lambda before_cut: before_cut}
+ALPHA = 0.0
+
+
+def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
+    """T − I = (MᵀM + αI)⁻¹ MᵀR, and W changes by (T − I)ᵀ W; weight (d, k), R what the stream lacks. None where that is 0."""
+    import torch
+
+    every = together(list(moments))
+    if not every.rr:
+        return None
+    mm = weight @ every.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
+    less_identity = torch.linalg.lstsq(mm, weight @ every.fr, driver=None if mm.is_cuda else "gelsd").solution
+    return Solution(weight.T @ less_identity, None, None)
