@@ -30,7 +30,7 @@ Windows = Sequence[Sequence[int]]
 
 
 class Kind(NamedTuple):
-    """Windows of one kind of text: those that weights are fitted to, and those held aside."""
+    """Windows of one kind of text: those that weights are fitted to, none for a text that only judges, and those held aside."""
 
     name: str
     fit: Windows
@@ -111,6 +111,16 @@ def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None
             f"healing by {n_tokens} tokens takes about {(weights + streams + sums) / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
             "limit; take fewer --windows, or raise --max-memory"
         )
+
+
+def of_kinds(found: Attempts, chosen: Sequence[int]) -> Attempts:
+    """What was found on some of the kinds."""
+
+    def some(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(values[k] for k in chosen)
+
+    cut, *healed = (a._replace(kl=some(a.kl), loss=some(a.loss)) for a in (found.cut, *found.healed))
+    return Attempts(some(found.loss_whole), cut, tuple(healed))
 
 
 class _Version:
@@ -211,12 +221,12 @@ class _Walk:
         for n in self.spans:
             ff = torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
             fr = torch.zeros(inputs.shape[-1], stream.shape[-1], dtype=torch.float64, device=inputs.device)
-            rr = 0.0
-            for w in range(start, start + n):
-                f, r = inputs[w].double(), (target[w].double() - stream[w].double()) / self.scale
+            rr = torch.zeros(stream.shape[-1], dtype=torch.float64, device=inputs.device)
+            for w in range(start, start + n):  # products in float32, their sum in float64
+                f, r = inputs[w].float(), (target[w].float() - stream[w].float()) / self.scale
                 ff += f.T @ f
                 fr += f.T @ r
-                rr += float(r.square().sum())
+                rr += r.square().sum(0)
             found.append(Moments(ff, fr, rr))
             start += n
         return found

@@ -26,6 +26,7 @@ from edgeprune.score import check_finite, package_versions, read_windows
 from edgeprune.torch_model import fast_dtype, load, tokenizer
 from edgeprune.types import Blocks, ModelSpec, Plan
 
+WINDOWS = 48  # of text, unless asked for otherwise
 ASIDE = 8  # one window in so many of each kind of text is held aside, at least one
 PARTS = 3  # a single text is cut into so many, which stand for kinds
 

@@ -1,7 +1,7 @@
 """Run: the whole job in one folder. The only place that chains verbs; a step already done and verified is skipped.
 
 DIR/  model.json scores.json device.json plan.json          what was decided
-      base/ pruned/ gguf/ onnx/ whole/                      what was made
+      base/ pruned/ healed/ gguf/ onnx/ whole/              what was made
       artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json}
       journal.json                                          what each step read and wrote, by SHA-256
 """
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from edgeprune import __version__, bench, catalog, cost, model, plan, prune
 from edgeprune.blocks import whole
 from edgeprune.calibration import keep_apart, read_texts
+from edgeprune.checkpoint import open_checkpoint
+from edgeprune.closed_form import refuse
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
 from edgeprune.types import (
@@ -49,6 +51,7 @@ class Options(NamedTuple):
     baseline: bool = True
     workload: Workload = Workload()
     mode: str | None = None
+    heal: str = "none"  # or a healer
 
 
 class Journal:
@@ -94,6 +97,8 @@ def run(
     journal = Journal(out / "journal.json", say)
     _write(out / "model.json", spec)
     base = _base(source, spec, out, journal)
+    if options.heal != "none":
+        refuse(open_checkpoint(base), catalog.load("edgeprune.healers", options.heal), options.heal)
     if scores is None:
         scores = _score(base, spec, out, options, journal, progress)
     _write(out / "scores.json", scores)
@@ -109,11 +114,12 @@ def run(
         prune.prune(base, spec, made, out / "pruned", base_model=base_model, command=command, force=True)
 
     journal.step("prune", [made.digest(), spec.fingerprint, command], [out / "pruned"], do_prune)
-    artifacts = _export_all(base, spec, made, out, options, journal, progress)
+    final = _heal(base, spec, made, out, options, base_model, command, journal, progress)
+    artifacts = _export_all(base, final, spec, made, out, options, journal, progress)
     _write_list(out / "artifacts.json", artifacts)
     _write_predictions(spec, made, device, budget, artifacts, out, options.mode)
     _measure_all(artifacts, out, workload(options.workload, budget, made), journal, progress)
-    _evaluate(base, spec, made, artifacts, scores, out, options, journal, progress)
+    _evaluate(base, final, spec, made, artifacts, scores, out, options, journal, progress)
     write_text(
         out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True
     )
@@ -167,15 +173,44 @@ def _score(base: Path, spec: ModelSpec, out: Path, options: Options, journal: Jo
     return Scores.from_json(path.read_text())
 
 
+def _heal(
+    base: Path, spec: ModelSpec, made: Plan, out: Path, options: Options, base_model: str, command: str, journal: Journal,
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """The folder to export: healed, where that was asked for and something was removed."""
+    pruned, healed = out / "pruned", out / "healed"
+    if options.heal == "none" or not made.removed:
+        return pruned
+    from edgeprune import heal
+
+    def work() -> None:
+        heal.heal(
+            pruned, base, spec, healed, method=options.heal, files=options.calibration, avoid=options.texts,
+            n_windows=heal.WINDOWS, context_tokens=options.context, base_model=base_model, command=command, force=True,
+            progress=progress,
+        )  # fmt: skip
+
+    inputs = [options.heal, sha256_tree(pruned), options.context, _shas(options.calibration), _shas(options.texts)]
+    journal.step(f"heal by {options.heal}", inputs, [healed], work)
+    return healed
+
+
 def _export_all(
-    base: Path, spec: ModelSpec, made: Plan, out: Path, options: Options, journal: Journal, progress: Progress
+    base: Path,
+    final: Path,
+    spec: ModelSpec,
+    made: Plan,
+    out: Path,
+    options: Options,
+    journal: Journal,
+    progress: Progress,
 ) -> list[Artifact]:
     from edgeprune.export import export
 
     formats = {module.RUNTIME: fmt for fmt, module in catalog.load_all("exporters").items()}
     planned = f"{formats[made.runtime]}:{made.quant}"
     wanted = list(dict.fromkeys([planned, *options.exports]))
-    jobs = [(out / "pruned", name, "") for name in wanted]
+    jobs = [(final, name, "") for name in wanted]
     if options.baseline and made.removed:
         jobs.append((base, planned, "whole/"))
     artifacts = []
@@ -228,12 +263,13 @@ def _measure_all(artifacts: list[Artifact], out: Path, load: Workload, journal: 
 
 
 def _evaluate(
-    base: Path, spec: ModelSpec, made: Plan, artifacts: list[Artifact], scores: Scores, out: Path, options: Options,
+    base: Path, final: Path, spec: ModelSpec, made: Plan, artifacts: list[Artifact], scores: Scores, out: Path, options: Options,
     journal: Journal, progress: Progress,
 ) -> None:  # fmt: skip
     from edgeprune.evaluate import evaluate
 
-    subjects = {"whole": base, "pruned": out / "pruned"} | {a.path: out / a.path for a in artifacts}
+    subjects = {"whole": base, "pruned": out / "pruned", final.name: final}
+    subjects |= {a.path: out / a.path for a in artifacts}
     path = out / "quality.json"
 
     def work() -> None:

@@ -68,9 +68,23 @@ def seen(m, tokens, places):
 
 
 def ridge_by_rows(f, r, strength):
-    """argmin ‖f D − r‖² + λ mean(diag fᵀf) ‖D‖² as plain least squares with rows of √λ… added."""
+    """argmin ‖f D − r‖² + λ mean(diag fᵀf) ‖D‖² as plain least squares with √(λ mean) I for more rows."""
     penalty = np.sqrt(strength * np.square(f).sum(0).mean()) * np.eye(f.shape[1])
     return np.linalg.lstsq(np.vstack([f, penalty]), np.vstack([r, np.zeros((f.shape[1], r.shape[1]))]), rcond=None)[0]
+
+
+def refit_by_rows(f, r, kinds):
+    """For each output the ridge at the strength that leaves least, summed over kinds predicted from the other kinds; an
+    output that none helps stays."""
+    strengths = healer("refit").STRENGTHS
+    of = np.repeat(np.arange(len(kinds)), [sum(map(len, kind.fit)) for kind in kinds])
+    left = np.zeros((len(strengths), r.shape[1]))
+    for i, strength in enumerate(strengths):
+        for k in range(len(kinds)):
+            delta = ridge_by_rows(f[of != k], r[of != k], strength)
+            left[i] += np.square(f[of == k] @ delta - r[of == k]).sum(0)
+    every = np.stack([ridge_by_rows(f, r, strength) for strength in strengths])
+    return every[left.argmin(0), :, np.arange(r.shape[1])].T * (left.min(0) < np.square(r).sum(0))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +106,7 @@ def test_the_refit_is_ridge_regression_on_the_projections_inputs(whole, kinds, r
         ["model.layers.1.mlp.down_proj", "model.layers.2.input_layernorm", "model.layers.4.input_layernorm"],
     )
     lacks = at["model.layers.4.input_layernorm"] - at["model.layers.2.input_layernorm"]
-    expected = ridge_by_rows(at["model.layers.1.mlp.down_proj"], lacks, found["F", 1].strength)
+    expected = refit_by_rows(at["model.layers.1.mlp.down_proj"], lacks, kinds)
     assert np.abs(found["F", 1].delta.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -107,7 +121,7 @@ def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, re
     )
     target = seen(whole, fit_tokens(kinds), ["model.layers.4.post_attention_layernorm"])
     lacks = target["model.layers.4.post_attention_layernorm"] - here["model.layers.2.post_attention_layernorm"]
-    expected = ridge_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, found["A", 4].strength)
+    expected = refit_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, kinds)
     assert np.abs(found["A", 4].delta.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
 
 
@@ -177,12 +191,16 @@ def test_kinds_that_contradict_each_other_leave_the_projection_alone():
 
     torch.manual_seed(0)
     f, d = torch.randn(200, 6).double(), torch.randn(6, 4).double()
-    kind = Moments(f.T @ f, f.T @ (f @ d), float((f @ d).square().sum()))
+    r = f @ d
+    kind = Moments(f.T @ f, f.T @ r, r.square().sum(0))
     against = kind._replace(fr=-kind.fr)
-    assert kind.left(d) == pytest.approx(0, abs=1e-9 * kind.rr) and against.left(d) == pytest.approx(4 * kind.rr)
+    assert kind.left(d).numpy() == pytest.approx(0, abs=1e-9) and against.left(d).numpy() == pytest.approx(4 * kind.rr)
     assert healer("refit").solve([kind, against], None) is None
     agreed = healer("refit").solve([kind, kind], None)
     assert (agreed.delta - d).abs().max() < 1e-3 and agreed.left_out < 1e-6
+    half = kind._replace(fr=kind.fr * torch.tensor([1, 1, -1, -1]))  # of the outputs
+    mixed = healer("refit").solve([kind, half], None)
+    assert (mixed.delta - d)[:, :2].abs().max() < 1e-3 and not mixed.delta[:, 2:].any()
 
 
 def test_an_attempt_that_is_worse_on_any_kind_is_not_taken():

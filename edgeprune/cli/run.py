@@ -65,6 +65,7 @@ def run(
     windows: Windows = 8,
     window: Window = 512,
     max_steps: MaxSteps = None,
+    heal: Annotated[str, typer.Option(help="none, or how to heal what is cut: refit, replaceme.")] = "none",
     exports: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,7 +76,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Score, plan, prune, export, measure, evaluate and report in one folder, skipping what is done and verified."""
-    from edgeprune import folders
+    from edgeprune import catalog, folders
     from edgeprune import model as models
     from edgeprune import report as reporting
     from edgeprune import run as running
@@ -87,12 +88,15 @@ def run(
         runtime=runtime, objective=objective,
     )  # fmt: skip
     profile = device_profile(device)
+    if heal != "none":
+        catalog.load("edgeprune.healers", heal)
     if model is None:
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
     source = models.resolve(model or models.BUILTIN)
     options = running.Options(
         metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows,
         context=window, max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
+        heal=heal,
     )  # fmt: skip
     note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")
     with progress() as tick:

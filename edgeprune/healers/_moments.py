@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -14,26 +15,22 @@ class Moments(NamedTuple):
 
     ff: torch.Tensor  # Σ fᵀf (k, k)
     fr: torch.Tensor  # Σ fᵀr (k, d)
-    rr: float  # Σ ‖r‖²
+    rr: torch.Tensor  # Σ r² (d)
 
-    def left(self, delta: torch.Tensor) -> float:
-        """Σ ‖f D − r‖² of a change D (k, d): tr(DᵀΣfᵀf D) − 2 tr(DᵀΣfᵀr) + Σ‖r‖²."""
-        return float((delta * (self.ff @ delta)).sum() - 2 * (delta * self.fr).sum()) + self.rr
+    def left(self, delta: torch.Tensor) -> torch.Tensor:
+        """Σ (f D − r)² (d) of a change D (k, d): diag(DᵀΣfᵀf D − 2 DᵀΣfᵀr) + Σ r²."""
+        return (delta * (self.ff @ delta - 2 * self.fr)).sum(0) + self.rr
 
 
 class Solution(NamedTuple):
-    """delta (k, d): the projection gives f (Wᵀ + D). strength: of the ridge, relative to the mean of the diagonal.
-    left_out: what is left of Σ‖r‖² where each kind in turn is predicted from the others, as a fraction; None where not asked.
-    """
+    """delta (k, d): the projection gives f (Wᵀ + D). strength: of the ridge, relative to the mean of the diagonal, the median
+    over outputs. left_out: what is left of Σ‖r‖² where each kind in turn is predicted from the others, as a fraction. None
+    where a method has no such thing."""
 
     delta: torch.Tensor
     strength: float | None
     left_out: float | None
 
 
-def together(moments: list[Moments]) -> Moments:
-    return Moments(
-        sum((m.ff for m in moments[1:]), moments[0].ff),
-        sum((m.fr for m in moments[1:]), moments[0].fr),
-        sum(m.rr for m in moments),
-    )
+def together(moments: Sequence[Moments]) -> Moments:
+    return Moments(*(sum(of[1:], of[0]) for of in zip(*moments, strict=True)))

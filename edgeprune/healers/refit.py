@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SOURCE = "closed-form refit (edgeprune)"
 BIASES = True  # they stay as they are
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SCOPES: dict[str, Callable[[bool], bool]] = {
     "projections before a cut": lambda before_cut: before_cut,
     "projections from the first cut on": lambda before_cut: True,
@@ -28,28 +28,37 @@ SCOPES: dict[str, Callable[[bool], bool]] = {
 
 
 def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
-    """The change at the strength that does best on kinds left out: each in turn is predicted from all others.
+    """The change at the strength that does best on kinds left out, for each output by itself: every kind is predicted from all
+    others. Outputs that no strength helps are left alone.
 
-    None where there is nothing to give, or where no strength helps on what was left out.
+    None where there is nothing to give, or where no output is helped.
     """
-    everything = together(moments)
-    if not everything.rr or not everything.ff.any():
+    import torch
+
+    every = together(moments)
+    if not every.ff.any() or not every.rr.any():
         return None
-    left = [0.0] * len(STRENGTHS)
+    left = torch.zeros(len(STRENGTHS), len(every.rr)).to(every.rr)
     for i, kind in enumerate(moments):
         others = together([m for j, m in enumerate(moments) if j != i])
-        for s, strength in enumerate(STRENGTHS):
-            left[s] += kind.left(ridge(others, strength)) / (kind.rr or math.inf)
-    best = min(range(len(STRENGTHS)), key=left.__getitem__)
-    left_out = left[best] / len(moments)
-    if not left_out < 1:
+        left += torch.stack([kind.left(ridge(others, strength)) for strength in STRENGTHS])
+    least, best = left.nan_to_num(math.inf).min(0)
+    helped = least < every.rr
+    if not helped.any():
         return None
-    return Solution(ridge(everything, STRENGTHS[best]), STRENGTHS[best], left_out)
+    delta = torch.zeros_like(every.fr)
+    for s in best[helped].unique().tolist():
+        here = helped & (best == s)
+        delta[:, here] = ridge(every, STRENGTHS[s])[:, here]
+    strength = STRENGTHS[int(best[helped].median())]
+    return Solution(delta, strength, float(torch.where(helped, least, every.rr).sum() / every.rr.sum()))
 
 
 def ridge(moments: Moments, strength: float) -> torch.Tensor:
-    """(Σfᵀf + strength · mean(diag Σfᵀf) · I)⁻¹ Σfᵀr (k, d), float64."""
+    """(Σfᵀf + strength · mean(diag Σfᵀf) · I)⁻¹ Σfᵀr (k, d); NaN where rounding leaves that sum without an inverse."""
     import torch
 
-    damped = moments.ff + strength * moments.ff.diagonal().mean() * torch.eye(len(moments.ff)).to(moments.ff)
-    return torch.cholesky_solve(moments.fr, torch.linalg.cholesky(damped))
+    damped = moments.ff.clone()
+    damped.diagonal().add_(strength * damped.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_solve(moments.fr, factor) if not failed else torch.full_like(moments.fr, math.nan)

@@ -26,8 +26,8 @@ def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
     """T − I = (MᵀM + αI)⁻¹ MᵀR, and W changes by (T − I)ᵀ W; weight (d, k), R what the stream lacks. None where that is 0."""
     import torch
 
-    every = together(list(moments))
-    if not every.rr:
+    every = together(moments)
+    if not every.rr.any():
         return None
     mm = weight @ every.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
     less_identity = torch.linalg.lstsq(mm, weight @ every.fr, driver=None if mm.is_cuda else "gelsd").solution

@@ -213,9 +213,10 @@ def damage(report: Report, table: list[Row]) -> Damage | None:
     row = planned_row(table)
     if row and row.quality:
         return Damage(whole_quality(row.quality, report, table), row.quality.perplexity, "the finished file")
-    for q in report.qualities:
-        if q.subject == "pruned":
-            return Damage(whole_quality(q, report, table), q.perplexity, "the pruned model before quantisation")
+    for subject in ("healed", "pruned"):
+        for q in report.qualities:
+            if q.subject == subject:
+                return Damage(whole_quality(q, report, table), q.perplexity, f"the {subject} model before quantisation")
     plan = report.plan
     if plan.damage_perplexity is not None:
         return Damage(plan.whole_perplexity, plan.damage_perplexity, "scoring, before quantisation")

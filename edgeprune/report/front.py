@@ -252,7 +252,12 @@ def _fit_row(r: Row, report: Report, less: bool) -> tuple[Cell, ...]:
 def quality(report: Report, table: list[Row]) -> Section:
     rows: list[tuple[Cell, ...]] = []
     after = "pruned" if facts.removes(report.plan) else "nothing removed"
-    for subject, title in (("whole", "whole model"), ("pruned", f"{after}, before quantisation")):
+    titles = {
+        "whole": "whole model",
+        "pruned": f"{after}, before quantisation",
+        "healed": "healed, before quantisation",
+    }
+    for subject, title in titles.items():
         rows += [
             _quality_row(Num("unquantised", sub=f"{runtime_name(q.runtime)}, {title}"), q, report, table, None)
             for q in report.qualities

@@ -171,7 +171,7 @@ def _quality_risks(report: Report, table: list[Row], row: Row | None) -> list[st
         )
         if report.scores and report.scores.text.sha256 == q.text.sha256:
             out.append("That text also chose what to remove, so the quality figures flatter the plan.")
-    if facts.removes(plan):
+    if facts.removes(plan) and not any(q.subject == "healed" for q in report.qualities):
         out.append("Nothing in this folder records healing: the kept weights are taken to be the original's.")
     if plan.quant_kl is not None:
         out.append(

@@ -1,0 +1,86 @@
+"""The README, from the results alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+HEAD = """# What healing wins back
+
+```
+python benchmarks/healing/run.py            # --help: other models, texts, amounts; --redraw: this page again
+```
+
+{model}, weights in {precision}. Judged on {texts}; healed by {kinds}. Nothing was fitted to the judging texts, and no
+healing here costs anything at run time: same tensors, same shapes, same bytes.
+
+*won back*: the part of the cut's damage in log perplexity that is gone, (loss of the cut − loss healed) / (loss of the cut −
+loss of the whole model). 100 % is the whole model, 0 % nothing won.
+"""
+
+NOTES = """## How the numbers are made
+
+- One walk through the model per row: solved on the calibration windows, judged on windows of {context} tokens from the start of
+  each text. KL is KL(whole ‖ it), nats per token.
+- What is shown is what `edgeprune heal` would keep: the scope with the least KL on calibration windows held aside that is worse on
+  no kind of them, or else the cut as it is.
+- Times are of the walk with its judging, process time in brackets, on {machine}.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    rows, names = results["rows"], [t["name"] for t in results["texts"]]
+    most = max((len(r["kinds"]) for r in rows), default=0)
+    kinds = next((r["kinds"] for r in rows if len(r["kinds"]) == most), [])
+    texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in results["texts"])
+    parts = [HEAD.format(model=results["model"], precision=results["precision"], texts=texts, kinds=", ".join(kinds))]
+    usual = _usual(rows)
+    for amount in sorted({r["blocks"] for r in usual}):
+        parts.append(f"## {amount} blocks out\n\n" + _table([r for r in usual if r["blocks"] == amount], names))
+    curve = _curve(rows)
+    if len(curve) > 1:
+        parts.append("## Against calibration tokens\n\n" + _table(curve, names))
+    machine = results["machine"]["host"].get("cpu") or "a machine not named"
+    parts.append(NOTES.format(context=results["context"], machine=machine))
+    return "\n".join(parts)
+
+
+def _usual(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the amount of text that most have."""
+    amounts = [r["windows"] for r in rows]
+    most = max(amounts, key=amounts.count, default=0)
+    return [r for r in rows if r["windows"] == most]
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Refits of the cut that was healed by most amounts of text."""
+    by_cut: dict[str, list[dict[str, Any]]] = {}
+    for r in rows:
+        if r["method"] == "refit":
+            by_cut.setdefault(r["cut"], []).append(r)
+    return sorted(max(by_cut.values(), key=len, default=[]), key=lambda r: r["tokens"])
+
+
+def _table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    lines = [
+        "| removed | method | tokens | "
+        + " | ".join(f"{n}: perplexity | won back | KL" for n in names)
+        + " | seconds |"
+    ]
+    lines += ["|---|---|---|" + "---|---|---|" * len(names) + "---|"]
+    for r in rows:
+        cells = [f"{r['removed']} ({r['path']})", _method(r), str(r["tokens"])]
+        for j in r["judged"]:
+            ppl = [math.exp(j[f"loss_{k}"]) for k in ("whole", "cut", "healed")]
+            won = (j["loss_cut"] - j["loss_healed"]) / (j["loss_cut"] - j["loss_whole"])
+            cells += [
+                f"{ppl[0]:.1f} / {ppl[1]:.1f} → {ppl[2]:.1f}",
+                f"{won:.0%}",
+                f"{j['kl_cut']:.3f} → {j['kl_healed']:.3f}",
+            ]
+        lines.append("| " + " | ".join([*cells, f"{r['seconds']:.0f} ({r['cpu_seconds']:.0f})"]) + " |")
+    return "\n".join(lines) + "\n\nPerplexity: whole / cut → healed.\n"
+
+
+def _method(r: dict[str, Any]) -> str:
+    return f"{r['method']}, {r['scope']}" if r["scope"] else f"{r['method']}: left alone"

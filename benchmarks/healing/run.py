@@ -1,0 +1,166 @@
+"""What healing wins back: perplexity and KL before and after, for several cuts of one model, on text that nothing was fitted to.
+
+    python benchmarks/healing/run.py [--model FOLDER] [--data FOLDER]
+
+Every cut × method × amount of text is one walk through the model, the judging windows go along. Writes results.json and
+README.md, and goes on where it was stopped. --redraw makes the page again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plan_quality")]
+import _page  # noqa: E402
+import _texts  # noqa: E402
+
+HERE = Path(__file__).parent
+METHODS = ("refit", "replaceme")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
+    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
+    parser.add_argument("--remove", default="3,6,9", help="blocks")
+    parser.add_argument("--paths", default="ours,cosine_span")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--windows", type=int, default=48, help="of calibration text")
+    parser.add_argument("--curve", default="6,12,24,96", help="windows; refit again with so many, of the middle amount")
+    parser.add_argument("--eval-windows", type=int, default=20, help="of each text")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--calibration", type=Path, nargs="+", help="default: what is installed, and wiki.txt")
+    parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("-o", "--output", type=Path, default=HERE, help="folder for the results")
+    parser.add_argument("--redraw", action="store_true", help="README.md again from results.json")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not args.redraw:
+        with tempfile.TemporaryDirectory(prefix="healing-") as temporary:
+            run(args, Path(temporary))
+    results = json.loads((args.output / "results.json").read_text(encoding="utf-8"))
+    (args.output / "README.md").write_text(_page.page(results), encoding="utf-8")
+
+
+def run(args: argparse.Namespace, temporary: Path) -> None:
+    from edgeprune import closed_form, heal
+    from edgeprune import model as models
+    from edgeprune._host import read_facts
+    from edgeprune.blocks import describe_removed, to_text
+    from edgeprune.calibration import windows
+    from edgeprune.catalog import load
+    from edgeprune.run import environment
+    from edgeprune.torch_model import fast_dtype, tokenizer
+    from edgeprune.torch_model import load as load_model
+
+    folder = args.model or _texts.builtin_model(temporary)
+    spec, tok = models.inspect(folder), tokenizer(folder)
+    calibration, judges = texts(args, temporary)
+    readings = [
+        windows(
+            lambda s: tok.encode(s, add_special_tokens=False), [path], split="evaluation", n_windows=args.eval_windows,
+            context_tokens=args.context,
+        )
+        for path in judges
+    ]  # fmt: skip
+    judging = [closed_form.Kind(r.text.name, [], r.windows) for r in readings]
+    whole = load_model(folder, dtype=fast_dtype() if args.precision == "auto" else args.precision)
+    done = args.output / "results.json"
+    results: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"rows": []}
+    results |= {
+        "model": spec.name, "context": args.context, "precision": str(whole.dtype).removeprefix("torch."),
+        "texts": [{"name": r.text.name, "windows": len(r.windows)} for r in readings],
+        "machine": {"host": read_facts(), "versions": environment()},
+    }  # fmt: skip
+    for path, method, remove, n_windows in jobs(args):
+        text, kinds = heal.read_kinds(tok, spec, calibration, judges, n_windows, args.context)
+        blocks = cut(path, remove, whole, spec, text, args.scores)
+        key = {"cut": to_text(blocks), "path": path, "method": method, "windows": n_windows, "text": text.text.sha256}
+        if any(all(row[k] == v for k, v in key.items()) for row in results["rows"]):
+            continue
+        say(f"{method}: {describe_removed(blocks, spec.n_blocks)} ({path}), {n_windows} windows")
+        started, cpu = time.monotonic(), time.process_time()
+        found = closed_form.attempt(whole, blocks, load("edgeprune.healers", method), [*kinds, *judging])
+        seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+        best = heal.choose(closed_form.of_kinds(found, range(len(kinds))))
+        results["rows"].append(
+            key | {
+                "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "kinds": [k.name for k in kinds],
+                "tokens": sum(len(k.fit) for k in kinds) * args.context, "scope": best and best.scope,
+                "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "judged": judged(found, best, len(kinds)),
+            }
+        )  # fmt: skip
+        done.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def judged(found: Any, best: Any, first: int) -> list[dict[str, Any]]:
+    """Of each text after the first so many: loss and KL, nats per token, of the whole model, the cut and all attempts."""
+    taken = next((a for a in found.healed if best and a.scope == best.scope), found.cut)
+    return [
+        {
+            "loss_whole": found.loss_whole[k], "loss_cut": found.cut.loss[k], "kl_cut": found.cut.kl[k],
+            "loss_healed": taken.loss[k], "kl_healed": taken.kl[k],
+            "kl_of_scopes": {a.scope: a.kl[k] for a in found.healed},
+        }
+        for k in range(first, len(found.loss_whole))
+    ]  # fmt: skip
+
+
+def jobs(args: argparse.Namespace) -> list[tuple[str, str, int, int]]:
+    """(path, method, blocks to remove, calibration windows)."""
+    amounts, paths = [int(n) for n in args.remove.split(",")], args.paths.split(",")
+    out = [(p, m, n, args.windows) for n in amounts for p in paths for m in args.methods.split(",")]
+    middle = amounts[len(amounts) // 2]
+    return out + [(paths[-1], "refit", middle, int(w)) for w in args.curve.split(",") if w]
+
+
+def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path | None) -> Any:
+    """The block list after `remove` blocks' worth of removals: of our stored path, or of a metric on the calibration text."""
+    from edgeprune import model as models
+    from edgeprune import score
+    from edgeprune.blocks import removed_sublayers
+    from edgeprune.types import Scores
+    from edgeprune.work import Work
+
+    if path == "ours":
+        stored = scores.read_text(encoding="utf-8") if scores else models.builtin_text("scores")
+        lists = [step.blocks for step in Scores.from_json(stored).path]
+    else:
+        lists, _ = score.removals(whole, spec, text, score.Method(path, remove), Work())
+    return next(b for b in lists if len(removed_sublayers(b, spec.n_blocks)) == 2 * remove)
+
+
+def texts(args: argparse.Namespace, temporary: Path) -> tuple[Sequence[Path], list[Path]]:
+    """(to heal by, to judge by). By default it heals by what is installed with edgeprune and by Wikipedia, and judges by
+    WikiText-2, C4 and a technical text; the last two are of kinds that nothing was fitted to."""
+    from edgeprune.calibration import read_texts
+
+    there = [args.data / name for name in (_texts.WIKITEXT, _texts.C4, _texts.TECHNICAL)]
+    judges = args.text or [path for path in there if path.is_file()]
+    if not judges:
+        raise SystemExit(f"{args.data} has none of the texts to judge by; name some with --text")
+    if args.calibration:
+        return args.calibration, judges
+    out = []
+    for name, text in read_texts([], "calibration"):
+        out.append(temporary / f"{name}.txt")
+        out[-1].write_text(text, encoding="utf-8")
+    wiki = args.data / _texts.WIKI
+    return [*out, *([wiki] if wiki.is_file() else [])], judges
+
+
+if __name__ == "__main__":
+    main()
