@@ -23,9 +23,9 @@ class Moments(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """delta (k, d): the projection gives f (Wᵀ + D). strength: of the ridge, relative to the mean of the diagonal, the median
-    over outputs. left_out: what is left of Σ‖r‖² where each kind in turn is predicted from the others, as a fraction. None
-    where a method has no such thing."""
+    """delta (k, d): the projection gives f (Wᵀ + D). strength: of the ridge, relative to the mean of the diagonal. left_out: what
+    is left of Σ‖r‖² where each kind in turn is predicted from the others, as a fraction. None where a method has no such thing.
+    """
 
     delta: torch.Tensor
     strength: float | None

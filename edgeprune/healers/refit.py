@@ -28,30 +28,23 @@ SCOPES: dict[str, Callable[[bool], bool]] = {
 
 
 def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
-    """The change at the strength that does best on kinds left out, for each output by itself: every kind is predicted from all
-    others. Outputs that no strength helps are left alone.
+    """The change at the strength that does best on kinds left out: each in turn is predicted from all others.
 
-    None where there is nothing to give, or where no output is helped.
+    None where there is nothing to give, or where no strength helps on what was left out.
     """
-    import torch
-
     every = together(moments)
-    if not every.ff.any() or not every.rr.any():
+    lacking = float(every.rr.sum())
+    if not lacking or not every.ff.any():
         return None
-    left = torch.zeros(len(STRENGTHS), len(every.rr)).to(every.rr)
+    left = [0.0] * len(STRENGTHS)
     for i, kind in enumerate(moments):
         others = together([m for j, m in enumerate(moments) if j != i])
-        left += torch.stack([kind.left(ridge(others, strength)) for strength in STRENGTHS])
-    least, best = left.nan_to_num(math.inf).min(0)
-    helped = least < every.rr
-    if not helped.any():
+        for s, strength in enumerate(STRENGTHS):
+            left[s] += float(kind.left(ridge(others, strength)).sum().nan_to_num(math.inf)) / lacking
+    best = min(range(len(STRENGTHS)), key=left.__getitem__)
+    if not left[best] < 1:
         return None
-    delta = torch.zeros_like(every.fr)
-    for s in best[helped].unique().tolist():
-        here = helped & (best == s)
-        delta[:, here] = ridge(every, STRENGTHS[s])[:, here]
-    strength = STRENGTHS[int(best[helped].median())]
-    return Solution(delta, strength, float(torch.where(helped, least, every.rr).sum() / every.rr.sum()))
+    return Solution(ridge(every, STRENGTHS[best]), STRENGTHS[best], left[best])
 
 
 def ridge(moments: Moments, strength: float) -> torch.Tensor:
