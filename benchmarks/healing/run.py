@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
     parser.add_argument("--remove", default="3,6,9", help="blocks")
-    parser.add_argument("--paths", default="ours,cosine_span")
+    parser.add_argument("--paths", default="ours,cosine_span", help="ours, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", type=int, default=48, help="of calibration text")
     parser.add_argument("--curve", default="6,12,24,96", help="windows; refit again with so many, of the middle amount")
@@ -128,18 +128,22 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, str, int, int]]:
 
 
 def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path | None) -> Any:
-    """The block list after `remove` blocks' worth of removals: of our stored path, or of a metric on the calibration text."""
+    """The block list after `remove` blocks' worth of removals: of our stored path, of a metric on some of the calibration text,
+    or as given."""
     from edgeprune import model as models
     from edgeprune import score
-    from edgeprune.blocks import removed_sublayers
+    from edgeprune.blocks import from_text, removed_sublayers
     from edgeprune.types import Scores
     from edgeprune.work import Work
 
+    if path[0].isdigit():
+        return from_text(path)
     if path == "ours":
         stored = scores.read_text(encoding="utf-8") if scores else models.builtin_text("scores")
         lists = [step.blocks for step in Scores.from_json(stored).path]
     else:
-        lists, _ = score.removals(whole, spec, text, score.Method(path, remove), Work())
+        few = text._replace(windows=text.windows[::8])
+        lists, _ = score.removals(whole, spec, few, score.Method(path, remove), Work())
     return next(b for b in lists if len(removed_sublayers(b, spec.n_blocks)) == 2 * remove)
 
 
