@@ -249,10 +249,10 @@ def _judged(model: Any, kinds: Sequence[Kind], whole: torch.Tensor, walk: _Walk)
     which = [k for k, kind in enumerate(kinds) for _ in kind.aside]
     with at_hand(model.model.norm, model.lm_head):
         for w, k in enumerate(which, first):
-            tokens, logp = walk.tokens[w], head(model, whole[w : w + 1]).float().log_softmax(-1)
+            tokens, logp = walk.tokens[w], head(model)(whole[w : w + 1]).float().log_softmax(-1)
             for v, version in enumerate(versions):
                 at = w - version.first
-                found = compare(logp, head(model, version.stream[at : at + 1]), tokens)
+                found = compare(logp, head(model)(version.stream[at : at + 1]), tokens)
                 if not math.isfinite(found.kl + found.nll):
                     raise InputRejected(
                         f"{version.scope or 'the cut model'} gives logits that are not finite; prune again"

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeprune.errors import UsageError
 from edgeprune.files import write_text
-from edgeprune.report import appendix, doc, facts, front, load, words
+from edgeprune.report import appendix, doc, facts, front, load, verdict, words
 from edgeprune.report.text import MARKS, clean, runtime_name
 from edgeprune.types import Report
 
@@ -95,7 +95,7 @@ def sections(report: Report) -> list[doc.Section]:
     """The page's ten sections, the same for HTML and Markdown."""
     table = facts.rows(report)
     first = [
-        front.verdict(report, table),
+        verdict.verdict(report, table),
         front.removal(report),
         front.fit(report, table),
         front.quality(report, table),
