@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from test_prune import cut
@@ -308,7 +310,7 @@ def test_biases_after_the_projection_are_refused_by_replaceme_alone(tiny_folder,
 def test_weights_that_are_not_finite_are_refused_by_name(tiny_folder, texts, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    base = tiny_folder("llama", seed=3)
+    base = shutil.copytree(tiny_folder("llama"), tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.4.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
