@@ -6,11 +6,10 @@ import io
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-from edgeprune._profile_toml import parse
+from edgeprune._profile_toml import parse, toml
 from edgeprune._profile_write import toml_text
 from edgeprune._terms import Fitted, Judged
 from edgeprune.errors import EdgepruneError
@@ -106,12 +105,8 @@ def _row(j: Judged) -> dict[str, Any]:
 
 def _check(text: str) -> None:
     """A profile that our own loader would refuse is ours to mend, not to leave lying there."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        parse(tomllib.loads(text))
+        parse(toml(text))
     except ValueError as e:
         raise EdgepruneError(
             f"the profile that came of this is not one the loader takes: {e}; please report it"

@@ -87,7 +87,7 @@ def candidates(
         priors = quant_kl(runtime, quant, params), kv_kl(kv_type, params)
         for k, blocks in steps[runtime]:
             prediction = predict(blocks, quant, budget.context_tokens, budget.prompt_tokens, kv_type)
-            out.append(Candidate(*route, k, blocks, prediction, _damage(scores, k, *priors)))
+            out.append(Candidate(*route, k, blocks, prediction, damage(scores, k, *priors)))
     if not out:
         raise UsageError(f"{spec.name} can't be planned for {device.id}: {'; '.join(refused)}")
     return out, refused
@@ -168,7 +168,7 @@ def unheld(spec: ModelSpec, blocks: Blocks, runtime: str) -> str | None:
     return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings)
 
 
-def _damage(scores: Scores | None, k: int, quant: float | None, cache: float | None) -> Damage:
+def damage(scores: Scores | None, k: int, quant: float | None, cache: float | None) -> Damage:
     """A step without a KL is ranked by the rise of its log perplexity, one without either by its place on the path."""
     removal: float | None = 0.0
     ratio: float | None = 1.0

@@ -6,18 +6,15 @@ prompt gives the prefill and the decode sample of its depth at once. Tokens are 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import catalog
-from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+from edgeprune._child import Answer, Child, serve
+from edgeprune.bench import decode_ns, memory_now
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +57,9 @@ def measure(
     with ExitStack() as stack:
         children = []
         for job in jobs:
-            children.append(stack.enter_context(_Child(job, n_threads)))
+            request = job._asdict() | {"path": str(job.path), "n_threads": n_threads}
+            child = Child("edgeprune._host_runs", request, job.runtime, f"running {job.name}")
+            children.append(stack.enter_context(child))
             children[-1].ask("warm up")
             done += 1
             progress("opening and warming up", done, total)
@@ -86,100 +85,36 @@ def _with(runs: Runs, answer: dict[str, Any]) -> Runs:
     )
 
 
-class _Child:
-    """A fresh process with one model open; answers one JSON line per step."""
-
-    def __init__(self, job: Job, n_threads: int):
-        self.job = job
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-m", "edgeprune._host_runs"], text=True, **pipes)
-        self.errors: list[str] = []
-        threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()), daemon=True).start()
-        self._send(job._asdict() | {"path": str(job.path), "n_threads": n_threads})
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def ask(self, step: str) -> dict[str, Any]:
-        self._send(step)
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line:
-            code = self.process.wait()
-            if code in (-9, 137):
-                raise OutOfResources(f"running {self.job.name}: its process was killed, most likely out of memory")
-            tail = " ".join("".join(self.errors[-3:]).split())[-300:]
-            raise EdgepruneError(f"running {self.job.name}: the {self.job.runtime} process ended with {code}: {tail}")
-        answer = json.loads(line)
-        if "error" in answer:
-            kind = {2: UsageError, 4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
-            raise kind(answer["error"])
-        return answer
-
-    def _send(self, value: Any) -> None:
-        try:
-            assert self.process.stdin
-            self.process.stdin.write(json.dumps(value) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; the next answer tells how
-
-
 def _timed(session: Any, prompt: int, gen: int, rng: Any) -> tuple[int, list[int]]:
     """ns of the prompt, and of each token after it."""
-    now = time.perf_counter_ns
     ids = rng.integers(0, session.n_vocab, prompt + gen).tolist()
     session.reset()
-    start = now()
+    start = time.perf_counter_ns()
     session.prefill(ids[:prompt])
-    read = previous = now()
-    tokens = []
-    for token in ids[prompt:]:
-        session.decode(token)
-        done = now()
-        tokens.append(done - previous)
-        previous = done
-    return read - start, tokens
+    return time.perf_counter_ns() - start, decode_ns(session, ids[prompt:])
 
 
-def _serve(request: dict[str, Any]) -> None:
+def _work(request: dict[str, Any], steps: Iterator[str], answer: Answer) -> None:
     import numpy as np
 
-    from edgeprune.bench import memory_now
-
-    def answer(**fields: Any) -> None:
-        sys.stdout.write(json.dumps(fields) + "\n")
-        sys.stdout.flush()
-
-    try:
-        module = catalog.load("edgeprune.runtimes", request["runtime"])
-        build = module.version()
-        rng = np.random.default_rng(0)
-        rng.integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
-        before = memory_now()["rss"]
-        passes = request["passes"]
-        n_ctx, longest = max(p + g for p, g in passes), max(p for p, _ in passes)
-        session = module.open_session(Path(request["path"]), n_ctx=n_ctx, n_threads=request["n_threads"])
-        loaded = memory_now()["rss"]
-        for line in sys.stdin:
-            if json.loads(line) == "warm up":
-                _timed(session, longest, 2, rng)
-                answer()
-                continue
-            prefill, tokens = zip(*(_timed(session, p, g, rng) for p, g in passes), strict=True)
-            memory = memory_now() | {"before": before, "loaded": loaded}
-            answer(backend=session.backend, build=build, prefill_ns=prefill, token_ns=tokens, memory=memory)
-    except EdgepruneError as e:
-        answer(error=str(e), exit_code=e.exit_code)
-    except MemoryError:
-        answer(error=f"running {request['name']}: out of memory", exit_code=6)
+    module = catalog.load("edgeprune.runtimes", request["runtime"])
+    build = module.version()
+    rng = np.random.default_rng(0)
+    rng.integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
+    before = memory_now()["rss"]
+    passes = request["passes"]
+    n_ctx, longest = max(p + g for p, g in passes), max(p for p, _ in passes)
+    session = module.open_session(Path(request["path"]), n_ctx=n_ctx, n_threads=request["n_threads"])
+    loaded = memory_now()["rss"]
+    for step in steps:
+        if step == "warm up":
+            _timed(session, longest, 2, rng)
+            answer()
+            continue
+        prefill, tokens = zip(*(_timed(session, p, g, rng) for p, g in passes), strict=True)
+        memory = memory_now() | {"before": before, "loaded": loaded}
+        answer(backend=session.backend, build=build, prefill_ns=prefill, token_ns=tokens, memory=memory)
 
 
 if __name__ == "__main__":
-    try:
-        _serve(json.loads(sys.stdin.readline()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    serve(_work)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from edgeprune import _kv_types, devices
-from edgeprune._candidates import Candidate, Damage, Route, routes
+from edgeprune._candidates import Candidate, damage, routes
 from edgeprune._limits import Limits
 from edgeprune._quant_kl import QUANT_KL_PRIOR, assumes_matrix, kv_kl, quant_kl
 from edgeprune._sizes import Shapes
@@ -51,14 +51,10 @@ def best(model: Whole, device: DeviceProfile, budget: Budget, mode: str | None) 
     for route in routes(model.spec, device, budget):
         predict = Predictor(model.spec, device, route.runtime, route.backend, mode, model.shapes)
         prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
-        c = Candidate(*route, 0, blocks, prediction, _damage(route, model.params))
+        priors = quant_kl(route.runtime, route.quant, model.params), kv_kl(route.kv_type, model.params)
+        c = Candidate(*route, 0, blocks, prediction, damage(None, 0, *priors))
         found += [c] if limits.met(c) else []
     return min(found, key=lambda c: c.damage.order, default=None)
-
-
-def _damage(route: Route, params: int) -> Damage:
-    quant, cache = quant_kl(route.runtime, route.quant, params), kv_kl(route.kv_type, params)
-    return Damage(0.0, 1.0, quant, cache, (quant or 0.0) + (cache or 0.0))
 
 
 def _untried(spec: ModelSpec, device: DeviceProfile, budget: Budget) -> list[str]:

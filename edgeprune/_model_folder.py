@@ -33,16 +33,7 @@ def inspect_folder(ck: Checkpoint, name: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         format="safetensors",
-        family=families.key(family),
-        model_type=d.model_type,
-        n_blocks=d.n_blocks,
-        hidden_size=d.hidden,
-        intermediate_size=d.ffn,
-        n_heads=d.n_heads,
-        n_kv_heads=d.n_kv_heads,
-        head_dim=d.head_dim,
-        vocab_size=d.vocab,
-        context_length_tokens=d.context_tokens,
+        **families.shape(family, d),
         tied_embeddings=families.is_tied(d, ck.tensors),
         blocks=tuple(
             BlockSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from edgeprune.catalog import did_you_mean
@@ -50,6 +51,15 @@ Table = dict[str, Any]
 
 class ProfileError(ValueError):
     """One line that starts with the field."""
+
+
+def toml(text: str) -> Table:
+    """Raises ValueError for text that is not TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def parse(document: Table, total: float | None = None) -> DeviceProfile:

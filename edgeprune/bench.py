@@ -8,20 +8,18 @@ tokens with one each. Source of the method: llama.cpp tools/llama-bench/llama-be
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edgeprune import catalog
-from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+from edgeprune._child import Answer, Child, serve
+from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import sha256_tree, tree_bytes
 from edgeprune.runtimes import cache_option
 from edgeprune.types import Measurement, Workload
@@ -64,7 +62,7 @@ def measure(artifacts: dict[str, Path], workload: Workload, *, progress: Progres
         with ExitStack() as stack:
             workers = []
             for name, path in group:
-                workers.append(stack.enter_context(_Worker(name, path, workload, len(group) > 1)))
+                workers.append(stack.enter_context(_worker(name, path, workload, len(group) > 1)))
                 workers[-1].ask("warm up")
                 done += 1
                 progress(f"measuring {name}", done, total)
@@ -72,9 +70,9 @@ def measure(artifacts: dict[str, Path], workload: Workload, *, progress: Progres
                 for worker in workers[:: 1 if k % 2 == 0 else -1]:
                     worker.ask("repeat")
                     done += 1
-                    progress("measuring, interleaved" if together else f"measuring {worker.name}", done, total)
-            for worker in workers:
-                found[worker.name] = Measurement.model_validate(worker.ask("finish")["measurement"])
+                    progress("measuring, interleaved" if together else worker.doing, done, total)
+            for (name, _), worker in zip(group, workers, strict=True):
+                found[name] = Measurement.model_validate(worker.ask("finish")["measurement"])
     return [found[name] for name in artifacts]
 
 
@@ -85,53 +83,10 @@ def fits_together(paths: Iterable[Path]) -> bool:
     return 2 * sum(tree_bytes(p) for p in paths) < psutil.virtual_memory().available / 2
 
 
-class _Worker:
-    """A fresh process with one model open; does one step per line on its stdin and answers in JSON."""
-
-    def __init__(self, name: str, path: Path, workload: Workload, interleaved: bool):
-        self.name, self.runtime = name, runtime_for(path)
-        request = {"path": str(path), "name": name, "runtime": self.runtime, "interleaved": interleaved}
-        request["workload"] = workload.model_dump()
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.child = subprocess.Popen([sys.executable, "-m", "edgeprune.bench"], text=True, **pipes)
-        self.errors: list[str] = []
-        threading.Thread(target=lambda: self.errors.extend(self.child.stderr or ()), daemon=True).start()
-        self._send(json.dumps(request))
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.child.kill()
-        self.child.wait()
-
-    def ask(self, step: str) -> dict[str, Any]:
-        self._send(step)
-        line = self.child.stdout.readline() if self.child.stdout else ""
-        if not line:
-            raise self._died()
-        answer = json.loads(line)
-        if "error" in answer:
-            kind = {2: UsageError, 4: InputRejected, 6: OutOfResources}.get(answer["exit_code"], EdgepruneError)
-            raise kind(answer["error"])
-        return answer
-
-    def _send(self, line: str) -> None:
-        try:
-            assert self.child.stdin
-            self.child.stdin.write(line + "\n")
-            self.child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; the next answer tells how
-
-    def _died(self) -> EdgepruneError:
-        code = self.child.wait()
-        if code in (-9, 137):
-            return OutOfResources(
-                f"measuring {self.name}: its process was killed, most likely out of memory; ask for fewer tokens"
-            )
-        tail = " ".join("".join(self.errors[-3:]).split())[-300:]
-        return EdgepruneError(f"measuring {self.name}: the {self.runtime} process ended with code {code}: {tail}")
+def _worker(name: str, path: Path, workload: Workload, interleaved: bool) -> Child:
+    request = {"path": str(path), "name": name, "runtime": runtime_for(path), "interleaved": interleaved}
+    request["workload"] = workload.model_dump()
+    return Child("edgeprune.bench", request, request["runtime"], f"measuring {name}", "; ask for fewer tokens")
 
 
 class Protocol:
@@ -162,14 +117,9 @@ class Protocol:
             self.prefill.append(now() - start)
         if self.workload.n_gen:
             self._at_depth()
-            generated = self._tokens(self.workload.n_gen)
-            start = previous = now()
-            for token in generated:
-                self.session.decode(token)
-                done = now()
-                self.single.append(done - previous)
-                previous = done
-            self.decode.append(previous - start)
+            each = decode_ns(self.session, self._tokens(self.workload.n_gen))
+            self.single += each
+            self.decode.append(sum(each))
 
     def _at_depth(self) -> None:
         self.session.reset()
@@ -182,6 +132,18 @@ class Protocol:
         if out and self.session.bos_token is not None:
             out[0] = self.session.bos_token
         return out
+
+
+def decode_ns(session: Any, tokens: Iterable[int]) -> list[int]:
+    """ns of each token, from the end of the one before it."""
+    now = time.perf_counter_ns
+    found, previous = [], now()
+    for token in tokens:
+        session.decode(token)
+        done = now()
+        found.append(done - previous)
+        previous = done
+    return found
 
 
 def context_tokens(workload: Workload) -> int:
@@ -213,64 +175,52 @@ def memory_now() -> dict[str, int]:
     return out
 
 
-def _serve(request: dict[str, Any]) -> None:
-    """In the fresh process: one step per line on stdin, one JSON answer per step on stdout."""
+def _work(request: dict[str, Any], steps: Iterator[str], answer: Answer) -> None:
+    """In the fresh process: warms up, repeats, and answers with the measurement when asked to finish."""
     import numpy as np
 
     from edgeprune._host import read_facts
 
-    def answer(**fields: Any) -> None:
-        sys.stdout.write(json.dumps(fields) + "\n")
-        sys.stdout.flush()
-
-    try:
-        path, workload = Path(request["path"]), Workload.model_validate(request["workload"])
-        module = catalog.load("edgeprune.runtimes", request["runtime"])
-        threads = workload.n_threads or physical_cores()
-        build = module.version()
-        np.random.default_rng(0).integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
-        baseline = memory_now()["rss"]
-        cache = cache_option(module, workload.kv_type)
-        workload = workload.model_copy(update={"kv_type": cache.get("kv_type")})
-        session = module.open_session(path, n_ctx=context_tokens(workload), n_threads=threads, **cache)
-        loaded = memory_now()["rss"]
-        protocol = Protocol(session, workload)
-        for line in sys.stdin:
-            if line.strip() == "finish":
-                break
-            protocol.warm_up() if line.strip() == "warm up" else protocol.repeat()
-            answer(done=line.strip())
-        memory = memory_now()
-        result = Measurement(
-            artifact=request["name"],
-            artifact_sha256=sha256_tree(path),
-            runtime=request["runtime"],
-            backend=session.backend,
-            build=build,
-            n_threads=threads,
-            interleaved=request["interleaved"],
-            workload=workload,
-            prefill_samples_ns=tuple(protocol.prefill),
-            decode_samples_ns=tuple(protocol.decode),
-            token_samples_ns=tuple(protocol.single),
-            baseline_rss_bytes=baseline,
-            loaded_rss_bytes=loaded,
-            peak_rss_bytes=memory["peak"],
-            peak_anon_bytes=memory.get("pss_anon"),
-            peak_file_bytes=memory.get("pss_file"),
-            model_bytes=tree_bytes(path),
-            host={**read_facts(), "os": platform.platform()},
-            test_time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        )
-        answer(measurement=result.model_dump(mode="json"))
-    except EdgepruneError as e:
-        answer(error=str(e), exit_code=e.exit_code)
-    except MemoryError:
-        answer(error=f"measuring {request['path']}: out of memory", exit_code=6)
+    path, workload = Path(request["path"]), Workload.model_validate(request["workload"])
+    module = catalog.load("edgeprune.runtimes", request["runtime"])
+    threads = workload.n_threads or physical_cores()
+    build = module.version()
+    np.random.default_rng(0).integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
+    baseline = memory_now()["rss"]
+    cache = cache_option(module, workload.kv_type)
+    workload = workload.model_copy(update={"kv_type": cache.get("kv_type")})
+    session = module.open_session(path, n_ctx=context_tokens(workload), n_threads=threads, **cache)
+    loaded = memory_now()["rss"]
+    protocol = Protocol(session, workload)
+    for step in steps:
+        if step == "finish":
+            break
+        protocol.warm_up() if step == "warm up" else protocol.repeat()
+        answer(done=step)
+    memory = memory_now()
+    result = Measurement(
+        artifact=request["name"],
+        artifact_sha256=sha256_tree(path),
+        runtime=request["runtime"],
+        backend=session.backend,
+        build=build,
+        n_threads=threads,
+        interleaved=request["interleaved"],
+        workload=workload,
+        prefill_samples_ns=tuple(protocol.prefill),
+        decode_samples_ns=tuple(protocol.decode),
+        token_samples_ns=tuple(protocol.single),
+        baseline_rss_bytes=baseline,
+        loaded_rss_bytes=loaded,
+        peak_rss_bytes=memory["peak"],
+        peak_anon_bytes=memory.get("pss_anon"),
+        peak_file_bytes=memory.get("pss_file"),
+        model_bytes=tree_bytes(path),
+        host={**read_facts(), "os": platform.platform()},
+        test_time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    answer(measurement=result.model_dump(mode="json"))
 
 
 if __name__ == "__main__":
-    try:
-        _serve(json.loads(sys.stdin.readline()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    serve(_work)

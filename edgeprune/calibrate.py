@@ -173,9 +173,9 @@ def _footprint(job: Job) -> float:
 
 def _make(item: Item, folder: Path) -> Path:
     """The artifact to run; made once."""
-    from edgeprune.export import export
+    from edgeprune.export import export, formats
 
-    g, fmt = item.geometry, {"llamacpp": "gguf", "onnxruntime": "onnx"}[item.runtime]
+    g, fmt = item.geometry, formats()[item.runtime]
     if item.path and item.path.is_file():
         return item.path
     name = g.name if g else item.path.name

@@ -146,9 +146,7 @@ class _Walk:
         import torch
 
         self.model, self.healer = model, healer
-        self.spans = [
-            len(kind.fit) for kind in kinds
-        ]  # windows of each kind to fit to; those held aside come after all
+        self.spans = [len(kind.fit) for kind in kinds]  # those held aside come after all
         windows = [*(w for kind in kinds for w in kind.fit), *(w for kind in kinds for w in kind.aside)]
         self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
         family = families.for_model_type(model.config.model_type)

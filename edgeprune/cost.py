@@ -272,36 +272,6 @@ def decode_times(
     return _together(slow, middle, fast, rates.noise)
 
 
-def decode_seconds(
-    spec: ModelSpec,
-    blocks: Blocks,
-    streamed_bytes: int,
-    quant: str,
-    runtime: str,
-    rates: Rates | None,
-    which: int,
-    depth_tokens: int = DECODE_DEPTH_TOKENS,
-) -> float | None:
-    """Seconds per token; `which` as in `decode_interval`. None when no rate is known."""
-    times = decode_interval(spec, blocks, streamed_bytes, quant, runtime, rates, depth_tokens)
-    return None if times is None else times[which]
-
-
-def decode_interval(
-    spec: ModelSpec,
-    blocks: Blocks,
-    streamed_bytes: int,
-    quant: str,
-    runtime: str,
-    rates: Rates | None,
-    depth_tokens: int = DECODE_DEPTH_TOKENS,
-) -> Times | None:
-    """`decode_times` for so many streamed bytes of no known type. None when no rate is known."""
-    if rates is None:
-        return None
-    return decode_times(spec, blocks, Sizes(0, 0, streamed_bytes, 0), quant, runtime, rates, depth_tokens)
-
-
 def _together(slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[float, ...], noise: float) -> Times:
     """Seconds of all parts, and both ends of their 90 % interval.
 

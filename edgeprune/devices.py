@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeprune._profile_toml import ProfileError, parse
+from edgeprune._profile_toml import ProfileError, parse, toml
 from edgeprune.catalog import did_you_mean
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.types import DeviceProfile
@@ -184,13 +184,9 @@ def _document(path: Path) -> dict[str, Any]:
 
 @cache
 def _read(path: Path, _changed: int) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        return toml(path.read_text(encoding="utf-8"))
+    except ValueError as e:  # not TOML, or not UTF-8
         found = re.search(r" \(at line (\d+), column \d+\)", str(e))
         line = f":{found.group(1)}" if found else ""
         raise InputRejected(f"{path}{line}: not TOML: {e}") from None

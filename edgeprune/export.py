@@ -58,6 +58,11 @@ def quant_name(fmt: str, quant: str) -> str:
     return known[quant.lower()]
 
 
+def formats() -> dict[str, str]:
+    """Runtime -> the format it reads."""
+    return {module.RUNTIME: fmt for fmt, module in catalog.load_all("exporters").items()}
+
+
 def takes(source: Path, fmt: str) -> bool:
     """Whether the exporter reads `source` as it is: any folder, and a file of its own format."""
     suffix = exporter(fmt).SUFFIX

@@ -106,10 +106,8 @@ def of_config(config: dict[str, Any], name: str) -> ModelSpec:
     outside = {f"{r}.weight": shapes[r] for r in sorted(family.GLOBALS.values()) if not (d.tied and r == "output")}
     params = sum(math.prod(s) for s in outside.values()) + d.n_blocks * (attn.params + ffn.params)
     return ModelSpec(
-        name=name, format="safetensors", family=key, model_type=d.model_type,
-        n_blocks=d.n_blocks, hidden_size=d.hidden, intermediate_size=d.ffn, n_heads=d.n_heads, n_kv_heads=d.n_kv_heads,
-        head_dim=d.head_dim, vocab_size=d.vocab, context_length_tokens=d.context_tokens, tied_embeddings=bool(d.tied),
-        blocks=blocks, globals=outside, dtypes={"BF16": params}, weight_bytes=2 * params,
+        name=name, format="safetensors", **families.shape(family, d), tied_embeddings=bool(d.tied), blocks=blocks,
+        globals=outside, dtypes={"BF16": params}, weight_bytes=2 * params,
         fingerprint=UNREAD + hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
     )  # fmt: skip
 

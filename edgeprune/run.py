@@ -205,10 +205,9 @@ def _export_all(
     journal: Journal,
     progress: Progress,
 ) -> list[Artifact]:
-    from edgeprune.export import export
+    from edgeprune.export import export, formats
 
-    formats = {module.RUNTIME: fmt for fmt, module in catalog.load_all("exporters").items()}
-    planned = f"{formats[made.runtime]}:{made.quant}"
+    planned = f"{formats()[made.runtime]}:{made.quant}"
     wanted = list(dict.fromkeys([planned, *options.exports]))
     jobs = [(final, name, "") for name in wanted]
     if options.baseline and made.removed:

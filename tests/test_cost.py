@@ -11,9 +11,9 @@ from _shapes import make_spec
 
 from edgeprune import devices
 from edgeprune._rates import find
-from edgeprune._sizes import Shapes
+from edgeprune._sizes import Shapes, Sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import Predictor, compute_bytes, decode_seconds, kv_bytes, predict
+from edgeprune.cost import Predictor, compute_bytes, decode_times, kv_bytes, predict
 from edgeprune.errors import UsageError
 from edgeprune.types import Block
 
@@ -137,7 +137,8 @@ def test_fewer_blocks_help_beyond_their_bytes():
     """Per-block overhead: of two models that stream alike, the shallow one decodes faster."""
     spec, device = make_spec(), devices.load("rtx3060-12gb")
     rates = find(device, "llamacpp", "cuda", None, "Q8_0")
-    deep, shallow = (decode_seconds(spec, whole(n), 10**8, "Q8_0", "llamacpp", rates, 1, 0) for n in (30, 15))
+    size = Sizes(0, 0, 10**8, 0)
+    deep, shallow = (decode_times(spec, whole(n), size, "Q8_0", "llamacpp", rates, 0)[1] for n in (30, 15))
     assert deep - shallow == pytest.approx(15 * rates.overhead_us.middle * 1e-6)
     assert 30 < rates.overhead_us.middle < 80, "an independent fit of the same card says 38"
 

@@ -15,8 +15,9 @@ from edgeprune import devices
 from edgeprune._fit import Fit, Row, predict
 from edgeprune._prior import Term
 from edgeprune._rates import TERMS, WEAK, find, prior
+from edgeprune._sizes import Sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import Predictor, attention_work, decode_interval
+from edgeprune.cost import Predictor, attention_work, decode_times
 from edgeprune.types import Calibration, Figure
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +95,7 @@ def test_the_interval_is_the_fit_s_own():
         cache, flops = attention_work(spec, whole(32), depth, 2)
         assert cache == 32 * 2 * 8 * 128 * depth * 2 and flops == 4 * 32 * 128 * 32 * depth
         e = predict(found, (size / rates.bandwidth, 32, cache / rates.bandwidth, flops))
-        slow, middle, fast = decode_interval(spec, whole(32), size, "Q4_K_M", "llamacpp", rates, depth)
+        slow, middle, fast = decode_times(spec, whole(32), Sizes(0, 0, size, 0), "Q4_K_M", "llamacpp", rates, depth)
         assert middle == pytest.approx(e.seconds)
         assert (slow, fast) == pytest.approx((e.high, e.low), rel=0.03)
 

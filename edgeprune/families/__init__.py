@@ -41,9 +41,18 @@ def decoder(config: dict[str, Any]) -> Decoder:
     return for_model_type(config["model_type"]).decoder(config)
 
 
+def shape(module: ModuleType, d: Decoder) -> dict[str, Any]:
+    """What a ModelSpec says of a decoder of this family, beside its blocks and weights."""
+    return {
+        "family": key(module), "model_type": d.model_type, "n_blocks": d.n_blocks, "hidden_size": d.hidden,
+        "intermediate_size": d.ffn, "n_heads": d.n_heads, "n_kv_heads": d.n_kv_heads, "head_dim": d.head_dim,
+        "vocab_size": d.vocab, "context_length_tokens": d.context_tokens,
+    }  # fmt: skip
+
+
 def key(module: ModuleType) -> str:
     """The registry key (file name) of a family module."""
     return module.__name__.rsplit(".", 1)[-1]
 
 
-__all__ = ["Decoder", "Half", "Place", "decoder", "for_model_type", "is_tied", "key", "place", "refusal"]
+__all__ = ["Decoder", "Half", "Place", "decoder", "for_model_type", "is_tied", "key", "place", "refusal", "shape"]

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from edgeprune.metrics._halves import Half, Kept, missing
+from edgeprune.metrics._halves import Kept, missing
 from edgeprune.metrics._race import TINY, Entry, Measure, Races
 
 Children = Callable[[Kept], list[Kept]]
@@ -63,7 +63,7 @@ class _Field:
         self.refined, self.width = effort > 0, max(1, effort)
         self.levels: list[list[Entry]] = [races.best([whole])]
         self.undamaged = self.levels[0][0].damage
-        self.added: dict[frozenset[Half], float] = {}  # by each cut, when it was last measured
+        self.added: dict[Kept, float] = {}  # by each cut, when it was last measured
         self.tried: set[Kept] = set()
 
     def forth(self, max_steps: int, tick: Tick) -> bool:
@@ -83,7 +83,7 @@ class _Field:
             for parent, child in born:
                 more = self.races.added(parent.version, child)
                 if more is not None:
-                    self.added[_cut(parent, child)] = more
+                    self.added[missing(child, parent.version)] = more
             better |= self._keep(step + 1, found)
         return better
 
@@ -116,10 +116,6 @@ class _Field:
         return self.levels[step][:1] != best
 
 
-def _cut(parent: Entry, child: Kept) -> frozenset[Half]:
-    return frozenset(parent.version).difference(child)
-
-
 def _contained(version: Kept, others: list[Kept]) -> bool:
     return any(set(version) < set(other) for other in others)
 
@@ -130,11 +126,11 @@ def _is_run(whole: Kept, version: Kept) -> bool:
     return whole.index(gone[-1]) - whole.index(gone[0]) + 1 == len(gone)
 
 
-def _promising(born: list[tuple[Entry, Kept]], added: dict[frozenset[Half], float]) -> list[Kept]:
+def _promising(born: list[tuple[Entry, Kept]], added: dict[Kept, float]) -> list[Kept]:
     """Without those foretold to do much worse than the best; a third of them, `AT_LEAST` and all unknown ones stay."""
     foretold: dict[Kept, float] = {}
     for entry, child in born:
-        known = added.get(_cut(entry, child))
+        known = added.get(missing(child, entry.version))
         damage = -math.inf if known is None else entry.damage + known
         foretold[child] = min(damage, foretold.get(child, math.inf))
     ranked = sorted((damage, k) for k, damage in enumerate(foretold.values()) if damage > -math.inf)
