@@ -127,7 +127,7 @@ def search_path(
     versions = search(
         all_halves(spec.n_blocks), children, measure, n_windows, method.max_steps,
         getattr(load_metric(method.metric), "parents", None), method.effort,
-        lambda part: progress(round(1000 * part), 1000),
+        tick=lambda part: progress(round(1000 * part), 1000),
     )  # fmt: skip
     return [from_sublayers(list(halves)) for halves in versions]
 

@@ -38,23 +38,25 @@ class Races:
 
     def best(
         self, versions: Sequence[Kept], winners: int = 1, tick: Callable[[float], None] = lambda _: None,
-        undamaged: float = 0.0,
+        undamaged: float = 0.0, n_windows: int | None = None,
     ) -> list[Entry]:  # fmt: skip
-        """The `winners` least damaging versions, least first, the earlier one of equals.
+        """The `winners` least damaging versions and those that can't be told from the last of them, least damaging first,
+        the earlier one of equals.
 
-        undamaged: what the whole model has, nothing in KL and something in loss. `tick` is told the fraction done.
+        undamaged: what the whole model has, nothing in KL and something in loss. n_windows: how many of the first windows
+        they race over, all unless given. `tick` is told the fraction done.
         Raises InputRejected when no version leaves finite logits.
         """
-        alive = list(range(len(versions)))
+        alive, end = list(range(len(versions))), n_windows or self._n_windows
         at = 0
-        while at < self._n_windows:
-            before, at = at, min(self._n_windows, max(1, 2 * at))  # 1, 1, 2, 4, … windows
-            self._see([versions[i] for i in alive], at, lambda n, b=before: tick((b + n) / self._n_windows))
+        while at < end:
+            before, at = at, min(end, max(1, 2 * at))  # 1, 1, 2, 4, … windows
+            self._see([versions[i] for i in alive], at, lambda n, b=before: tick((b + n) / end))
             seen = {i: self._stretches(versions[i], at) for i in alive}
             order = sorted(alive, key=lambda i: (math.fsum(seen[i]), i))
             to_beat = seen[order[min(winners, len(order)) - 1]]
             alive = [i for k, i in enumerate(order) if k < winners or not _surely_worse(seen[i], to_beat, undamaged)]
-        best = [Entry(self.damage(versions[i]), versions[i]) for i in alive[:winners]]
+        best = [Entry(self.damage(versions[i]), versions[i]) for i in alive]
         if best[0].damage == math.inf:
             raise InputRejected("no removal leaves finite logits: the model's weights are not finite or overflow")
         tick(1.0)

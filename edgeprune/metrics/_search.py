@@ -5,9 +5,11 @@ takes a run of neighbours whose first parts cost more than cuts elsewhere. So a 
 
 - grows one run of neighbours beside what greed keeps, and takes it where it does less damage (LLM-Streamline's and
   Gromov et al.'s kind of answer, by measured damage);
-- goes back: from every version it found, each removal is put back, and what was gained is kept (floating search,
-  Pudil et al. 1994), as long as that finds anything better and `effort` lasts;
-- answers with the nested chain of least mean log damage through all it kept, so that no budget is favoured.
+- goes back and forth again: from every version it found, each removal is put back, and what was gained is kept and
+  removed from (floating search, Pudil et al. 1994), as long as that finds anything better and `effort` lasts;
+- decides on more text than it searched on: the least of many measurements is partly luck, which fresh text takes away,
+  so the best few of each size are measured on all of it;
+- answers with the nested chain of least mean log damage through those, so that no budget is favoured.
 
 What makes it fast, beside races (`_race`) and sharing what candidates have in common (`_sweep`), is laziness: what a cut
 added to the damage when it was last measured foretells what it will add now, since damage mostly grows faster than
@@ -21,50 +23,59 @@ Nothing here knows what runs the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgeprune.metrics._halves import Kept, missing
 from edgeprune.metrics._race import TINY, Entry, Measure, Races
 
 Children = Callable[[Kept], list[Kept]]
 Parents = Callable[[Kept, Kept], list[Kept]]  # of a version, and the whole
+Judge = Callable[[Sequence[Kept], Callable[[int], None]], list[float]]  # versions, told how many are done -> damage
 Tick = Callable[[float], None]
 
 SLACK = 2.0
 AT_LEAST = 8
 RUNS = 2  # of one length that are grown further
+SHARE = 3  # a refined search races over one window in so many, the first ones
+FINALISTS = 4  # of each size that are measured on all of the text
 
 
 def search(
     whole: Kept, children: Children, measure: Measure, n_windows: int, max_steps: int,
-    parents: Parents | None = None, effort: int = 0, tick: Tick = lambda _: None,
+    parents: Parents | None = None, effort: int = 0, judge: Judge | None = None, tick: Tick = lambda _: None,
 ) -> list[Kept]:  # fmt: skip
     """Versions after 0, 1, 2, … removals, each contained in the one before; fewer than `max_steps` when no child is left.
 
-    effort: 0, or no `parents`, is greed; 1 refines it; more also keeps that many versions of each size (beam search), and
-    goes forth and back up to that many times.
+    effort: 0, or no `parents`, is greed; 1 refines it: forth, back and forth; more also keeps that many versions of each
+    size (beam search), and goes back and forth up to that many times. judge: another damage than the measured one, by
+    which a refined search chooses among the best few of each size.
     """
     effort = effort if parents else 0
-    field = _Field(whole, children, parents, Races(measure, n_windows), effort)
-    passes = 2 * effort or 1
+    some = -(-n_windows // SHARE) if effort else n_windows
+    field = _Field(whole, children, parents, Races(measure, n_windows), some, effort)
+    passes = 1 + 2 * effort
     for k in range(passes):
-        told = lambda part, k=k: tick((k + part) / passes)  # noqa: E731
+        told = lambda part, k=k: tick((k + part) / (passes + 1))  # noqa: E731
         if not (field.back(told) if k % 2 else field.forth(max_steps, told)):
             break
+    found = field.settled(judge, lambda part: tick((passes + part) / (passes + 1))) if effort else field.levels
     tick(1.0)
-    return _chain(field.levels)
+    return _chain(found)
 
 
 class _Field:
     """All that was kept with 0, 1, 2, … removals, the least damaging first."""
 
-    def __init__(self, whole: Kept, children: Children, parents: Parents | None, races: Races, effort: int):
+    def __init__(
+        self, whole: Kept, children: Children, parents: Parents | None, races: Races, n_windows: int, effort: int
+    ):  # fmt: skip
         self.whole, self.children, self.parents, self.races = whole, children, parents, races
-        self.refined, self.width = effort > 0, max(1, effort)
-        self.levels: list[list[Entry]] = [races.best([whole])]
+        self.n_windows, self.refined, self.width = n_windows, effort > 0, max(1, effort)
+        self.levels: list[list[Entry]] = [races.best([whole], n_windows=n_windows)]
         self.undamaged = self.levels[0][0].damage
         self.added: dict[Kept, float] = {}  # by each cut, when it was last measured
         self.tried: set[Kept] = set()
+        self.close: dict[int, set[Entry]] = {}  # by length, all that races could not tell from the best
 
     def forth(self, max_steps: int, tick: Tick) -> bool:
         """Removes from the best of each size, and grows runs. Whether a least damaging one came of it."""
@@ -100,12 +111,30 @@ class _Field:
             tick(part)
         return better
 
+    def settled(self, judge: Judge | None, tick: Tick) -> list[list[Entry]]:
+        """The best few of each size and the chain through all, with their damage on all of the text, or as judged."""
+        chain, out = _chain(self.levels), []
+        for step, (link, level) in enumerate(zip(chain, self.levels, strict=False)):
+            told = lambda part, step=step: tick((step + part) / len(chain))  # noqa: E731
+            close = sorted({*level, *self.close.get(len(link), ())})[:FINALISTS]
+            some = list(dict.fromkeys([link, *(entry.version for entry in close)]))
+            if judge and step:
+                judged = judge(some, lambda n, told=told, some=some: told(n / len(some)))
+                out.append(sorted(map(Entry, judged, some)))
+            else:
+                out.append(self.races.best(some, len(some), told, self.undamaged))
+        return out
+
     def _best(self, step: int) -> list[Entry]:
         return self.levels[step][: self.width] if step < len(self.levels) else []
 
     def _race(self, versions: list[Kept], winners: int, tick: Tick = lambda _: None) -> list[Entry]:
         distinct = list(dict.fromkeys(versions))
-        return self.races.best(distinct, winners, tick, self.undamaged) if distinct else []
+        if not distinct:
+            return []
+        found = self.races.best(distinct, winners, tick, self.undamaged, self.n_windows)
+        self.close.setdefault(len(found[0].version), set()).update(found)
+        return found[:winners]
 
     def _keep(self, step: int, found: list[Entry]) -> bool:
         """Whether the least damaging one changes."""
