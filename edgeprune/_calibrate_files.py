@@ -10,7 +10,7 @@ from edgeprune import _bench_files, model
 from edgeprune import _profile_write as profile_write
 from edgeprune._bench_files import BenchRow
 from edgeprune._sizes import named
-from edgeprune._terms import Fitted, Observation, fit_all, work_of
+from edgeprune._terms import Fitted, Observation, fit_all, matrices_of
 from edgeprune.errors import EdgepruneError, InputRejected
 from edgeprune.types import DeviceProfile, ModelSpec
 
@@ -59,7 +59,7 @@ def _observation(r: BenchRow, spec: ModelSpec) -> Observation:
         r.backend,
         r.build,
         known[0],
-        work_of(spec, r.runtime, known[0]),
+        matrices_of(spec, r.runtime, known[0]),
         what,
         tokens,
         seconds,

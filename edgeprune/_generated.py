@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune._gguf_mix import BLOCKS, NEED_IMATRIX, Facts, global_type, repacked, tensor_type, type_bytes
-from edgeprune._sizes import Sizes, Work
+from edgeprune._sizes import Matrices, Sizes
 from edgeprune.catalog import load
 from edgeprune.checkpoint import write_float32
 from edgeprune.families._decoder import tensor_shapes
@@ -116,11 +116,11 @@ def pure_size(g: Geometry, kind: str, isa: frozenset[str]) -> Sizes:
     matrices, head = [s for s in block_shapes(g).values() if len(s) == 2], (g.vocab, g.hidden)
     n_bytes = g.n_blocks * sum(type_bytes(kind, s) for s in matrices)
     params = g.n_blocks * sum(math.prod(s) for s in matrices)
-    work = Work(kind, n_bytes, params, type_bytes(kind, head))
-    total = n_bytes + work.head_bytes * (1 if g.tied else 2) + 4 * g.hidden * (2 * g.n_blocks + 1)
+    only = Matrices(kind, n_bytes, params, type_bytes(kind, head))
+    total = n_bytes + only.head_bytes * (1 if g.tied else 2) + 4 * g.hidden * (2 * g.n_blocks + 1)
     packed = g.n_blocks * sum(type_bytes(kind, s) for s in matrices if repacked(kind, s, isa))
-    packed += work.head_bytes if repacked(kind, head, isa) else 0
-    return Sizes(total, total, total, packed, (work,))
+    packed += only.head_bytes if repacked(kind, head, isa) else 0
+    return Sizes(total, total, total, packed, (only,))
 
 
 def block_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:

@@ -25,8 +25,8 @@ Shape = tuple[int, ...]
 Halves = tuple[tuple[int | None, int | None], ...]
 
 
-class Work(NamedTuple):
-    """What a step does with matrices of one type."""
+class Matrices(NamedTuple):
+    """All matrices of one type: what a step reads and multiplies."""
 
     type: str  # ggml's name, or int4, int8, fp16, fp32 in ONNX
     block_bytes: int
@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     tensor_bytes: int
     streamed_bytes: int  # read for each decoded token
     repack_bytes: int  # a second copy in another order that llama.cpp's CPU backend may keep
-    work: tuple[Work, ...] = ()  # matrices of the blocks and the head, by type
+    matrices: tuple[Matrices, ...] = ()  # matrices of the blocks and the head, by type
 
 
 class _Part(NamedTuple):
@@ -49,7 +49,7 @@ class _Part(NamedTuple):
     repacked: int
     n_tensors: int
     table: int  # bytes of its entries in the tensor table, without the digits of the block
-    work: tuple[Work, ...]
+    matrices: tuple[Matrices, ...]
 
 
 class Shapes:
@@ -120,7 +120,7 @@ class Shapes:
         by_place = bool(mix.placed(quant, with_matrix))
         n_v, i_v = sum(a is not None for a, _ in halves), 0
         total = repack = table = 0
-        work: list[Work] = []
+        matrices: list[Matrices] = []
         used: dict[int, list] = {}  # a part and how often it occurs; parts are kept, so that ids stay
         alike = (
             {}
@@ -138,7 +138,9 @@ class Shapes:
                     else:
                         used[id(part)] = [part, 1]
             i_v += attn is not None
-        work += [Work(w.type, n * w.block_bytes, n * w.block_params) for part, n in used.values() for w in part.work]
+        matrices += [
+            Matrices(w.type, n * w.block_bytes, n * w.block_params) for part, n in used.values() for w in part.matrices
+        ]
         whole = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
         if doubled:
             whole["output.weight"] = spec.globals["token_embd.weight"]
@@ -150,11 +152,11 @@ class Shapes:
             if role == "token_embd.weight" and not tied:
                 not_streamed = size
             if role == ("token_embd.weight" if tied else "output.weight"):
-                work.append(Work(kind, 0, 0, size))
+                matrices.append(Matrices(kind, 0, 0, size))
             if role == "output.weight" and mix.repacked(kind, shape, isa):
                 repack += size
         header = self._metadata_bytes() + table + (GGUF_PROVENANCE_BYTES if n < spec.n_blocks else 0)
-        return Sizes(_aligned(header) + total, total, total - not_streamed, repack, together(work))
+        return Sizes(_aligned(header) + total, total, total - not_streamed, repack, together(matrices))
 
     def _metadata_bytes(self) -> int:
         known = (self.spec.tokenizer_bytes or {}).get("gguf")
@@ -186,7 +188,7 @@ class Shapes:
         key += tuple(mix.tensor_type(r, s, quant, index, of, facts) for r, s in self._placed[key])
         if key not in self._parts:
             n_bytes = repacked = table = 0
-            work = []
+            matrices = []
             for role, shape in tensors:
                 t = mix.tensor_type(role, shape, quant, index, of, facts)
                 size = mix.type_bytes(t, shape)
@@ -194,8 +196,8 @@ class Shapes:
                 repacked += size if role.endswith(".weight") and mix.repacked(t, shape, isa) else 0
                 table += _table_entry(f"blk..{role}", shape)
                 if len(shape) == 2:
-                    work.append(Work(t, size, math.prod(shape)))
-            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table, together(work))
+                    matrices.append(Matrices(t, size, math.prod(shape)))
+            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table, together(matrices))
         return self._parts[key]
 
     # --- ONNX -----------------------------------------------------------------------------------
@@ -204,18 +206,18 @@ class Shapes:
         """The folder that exporters.onnx writes: matrices quantised, everything else float (float16 in fp16)."""
         key = (self.halves(blocks), quant)
         if key not in self._sized:
-            *found, work = onnx_sizes(self, blocks, quant)
-            self._sized[key] = Sizes(*found, together(Work(*w) for w in work))
+            *found, matrices = onnx_sizes(self, blocks, quant)
+            self._sized[key] = Sizes(*found, together(Matrices(*w) for w in matrices))
         return self._sized[key]
 
 
-def together(work: Iterable[Work]) -> tuple[Work, ...]:
+def together(matrices: Iterable[Matrices]) -> tuple[Matrices, ...]:
     """One entry per type, sorted."""
     sums: dict[str, list[int]] = {}
-    for kind, *amounts in work:
+    for kind, *amounts in matrices:
         have = sums.get(kind)
         sums[kind] = amounts if have is None else [a + b for a, b in zip(have, amounts, strict=True)]
-    return tuple(Work(kind, *amounts) for kind, amounts in sorted(sums.items()))
+    return tuple(Matrices(kind, *amounts) for kind, amounts in sorted(sums.items()))
 
 
 def _fused(tensors: dict[str, Shape]) -> dict[str, Shape]:

@@ -49,7 +49,7 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
     end = place(ropes * (2 * len(windowed) if spec.family == "gemma3" else 2), end)  # Gemma 3 has one per kind of layer
     before_blocks, n_tensors, n_nodes = end, len(table) + 3, _NODES
     n_quantised = int(_bits(quant, "token_embd", 0, 1) is not None)
-    work: list[tuple[str, int, int, int]] = []
+    matrices: list[tuple[str, int, int, int]] = []
     for i, pair in enumerate(halves):
         for kind in pair:
             if kind is None:
@@ -61,10 +61,10 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
                 items = [n for part in parts for n in part]
                 n_more = sum(len(part) > 1 for part in parts)
                 nodes = _nodes(dict(shapes.tensors[kind]), spec.head_dim)
-                mine = tuple(_work(shapes.tensors[kind], quant, down, small))
+                mine = tuple(_matrices(shapes.tensors[kind], quant, down, small))
                 cache[key] = (place(items, end % _PAGE) - end % _PAGE, len(items), nodes, n_more, mine)
-            more, items_, nodes_, quantised_, work_ = cache[key]
-            work += work_
+            more, items_, nodes_, quantised_, matrices_ = cache[key]
+            matrices += matrices_
             end, n_tensors = end + more, n_tensors + items_
             n_nodes, n_quantised = n_nodes + nodes_, n_quantised + quantised_
     end = place([spec.hidden_size * small], end)
@@ -76,13 +76,13 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
     files = _TOKENIZER * spec.vocab_size if known is None else known
     streamed = end - before_blocks + (0 if out else sum(table))
     head_bits = _bits(quant, "output" if out else "token_embd", 0, 1)
-    work.append((_type(head_bits, small), 0, 0, sum(out or table)))
+    matrices.append((_type(head_bits, small), 0, 0, sum(out or table)))
     # A tied table is packed anew for the head, and its stored form stays mapped for the lookup of each token.
     packed = sum(table) if not out and quant.startswith("int") else 0
-    return end + graph + files + _CONFIGS, end, streamed, packed, work
+    return end + graph + files + _CONFIGS, end, streamed, packed, matrices
 
 
-def _work(
+def _matrices(
     tensors: tuple[tuple[str, tuple[int, ...]], ...], quant: str, down: int | None, small: int
 ) -> Iterator[tuple[str, int, int, int]]:
     for name, shape in tensors:

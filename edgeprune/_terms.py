@@ -22,7 +22,7 @@ from edgeprune._fit import Fit, Row, fit, predict
 from edgeprune._kv_types import ELEMENT_BYTES, native
 from edgeprune._prior import Prior, Term
 from edgeprune._rates import WEAK, prior
-from edgeprune._sizes import Shapes, Work, sizes
+from edgeprune._sizes import Matrices, Shapes, sizes
 from edgeprune.blocks import whole
 from edgeprune.cost import LLAMACPP_UBATCH, attention_flops, attention_work
 from edgeprune.types import Calibration, Figure, ModelSpec
@@ -45,7 +45,7 @@ class Observation(NamedTuple):
     backend: str
     build: str
     quant: str
-    work: tuple[Work, ...]
+    matrices: tuple[Matrices, ...]
     what: Literal["decode", "prefill"]
     tokens: int  # decode: in the cache; prefill: of the prompt
     seconds: float  # decode: per token; prefill: in all
@@ -69,9 +69,9 @@ class Fitted(NamedTuple):
     unclear: tuple[str, ...]  # what the rows could not tell, one sentence each
 
 
-def work_of(spec: ModelSpec, runtime: str, quant: str) -> tuple[Work, ...]:
+def matrices_of(spec: ModelSpec, runtime: str, quant: str) -> tuple[Matrices, ...]:
     """Of a whole model at a file quantisation. Raises UsageError for one that the runtime's format does not have."""
-    return sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).work
+    return sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).matrices
 
 
 def fit_all(
@@ -145,11 +145,11 @@ def _fit_one(
 
 
 def _types(rows: Sequence[Observation]) -> list[str]:
-    return sorted({w.type for o in rows for w in o.work})
+    return sorted({w.type for o in rows for w in o.matrices})
 
 
 def _decode_row(o: Observation, types: list[str]) -> Row:
-    amounts = {w.type: w.block_bytes + w.head_bytes for w in o.work}
+    amounts = {w.type: w.block_bytes + w.head_bytes for w in o.matrices}
     element = ELEMENT_BYTES[native(o.runtime, o.quant)]
     attention = attention_work(o.spec, whole(o.spec.n_blocks), o.tokens, element)
     return Row(o.model, (*(amounts.get(t, 0.0) for t in types), o.spec.n_blocks, *attention), o.seconds)
@@ -157,8 +157,8 @@ def _decode_row(o: Observation, types: list[str]) -> Row:
 
 def _prefill_row(o: Observation, types: list[str]) -> Row:
     batches = -(-o.tokens // LLAMACPP_UBATCH) if o.runtime == "llamacpp" else 1
-    flops = {w.type: 2.0 * w.block_params * o.tokens for w in o.work}
-    once = {w.type: batches * w.block_bytes for w in o.work}
+    flops = {w.type: 2.0 * w.block_params * o.tokens for w in o.matrices}
+    once = {w.type: batches * w.block_bytes for w in o.matrices}
     attention = attention_flops(o.spec, whole(o.spec.n_blocks), o.tokens)
     amounts = (*(flops.get(t, 0.0) for t in types), *(once.get(t, 0.0) for t in types))
     return Row(o.model, (*amounts, o.spec.n_blocks * o.tokens, attention), o.seconds)
@@ -166,7 +166,7 @@ def _prefill_row(o: Observation, types: list[str]) -> Row:
 
 def _without_head(o: Observation, speeds: dict[str, float]) -> float:
     """The output matrix is read once for a whole prompt, at the speed of decode."""
-    head = sum(w.head_bytes / speeds[w.type] for w in o.work if w.type in speeds)
+    head = sum(w.head_bytes / speeds[w.type] for w in o.matrices if w.type in speeds)
     return o.seconds - min(head, HEAD_SHARE * o.seconds)
 
 
@@ -192,7 +192,7 @@ def _prefill_prior(
         shares = [
             0.5 * o.seconds / (2 * w.block_params * o.tokens)
             for o in rows
-            for w in o.work
+            for w in o.matrices
             if w.type == t and w.block_params and o.tokens > longest / 2
         ]
         terms.append(Term(t, statistics.median(shares or [1 / PREFILL_FLOPS]), WIDE))
@@ -205,7 +205,7 @@ def _prefill_prior(
 
 def _efficiency(decode: Sequence[Observation], rates: dict[str, Figure], bandwidth: float, figure) -> Figure:
     """For types that were not run: the share of the bandwidth that all rows together reached, between the types'."""
-    total = {t: sum(w.block_bytes + w.head_bytes for o in decode for w in o.work if w.type == t) for t in rates}
+    total = {t: sum(w.block_bytes + w.head_bytes for o in decode for w in o.matrices if w.type == t) for t in rates}
     middle = sum(total.values()) / sum(n / rates[t].value for t, n in total.items())
     ends = [f.value for f in rates.values()]
     shares = [min(1.2, x / bandwidth) for x in (middle, min(ends), max(ends))]  # the loader's ceiling

@@ -198,9 +198,9 @@ def observations(plan: Plan, runs: Sequence[Runs], profile: DeviceProfile) -> li
     """Medians of the runs beside what each did."""
     found = []
     for item, r in zip(plan.items, runs, strict=True):
-        spec, work = _spec(item), _size(item, profile).work
+        spec, matrices = _spec(item), _size(item, profile).matrices
         shape = item.geometry.name if item.geometry else item.name
-        base = Observation(shape, spec, item.runtime, r.backend, r.build, item.quant, work, "decode", 0, 0.0)
+        base = Observation(shape, spec, item.runtime, r.backend, r.build, item.quant, matrices, "decode", 0, 0.0)
         for p, prefill, tokens in zip(plan.passes, r.prefill_ns, r.token_ns, strict=True):
             every = tuple(ns / 1e9 for repetition in tokens for ns in repetition)
             if every:
@@ -231,7 +231,7 @@ def runtime_memory(
         size = _size(item, profile)
         known = weight_bytes(size, *key) + runtime_bytes(spec, item.runtime, spec.n_blocks, 0)
         known += kv_bytes(spec, whole(spec.n_blocks), item.runtime, item.quant, context)
-        known += compute_bytes(spec, *key, context, prompt, size.work)
+        known += compute_bytes(spec, *key, context, prompt, size.matrices)
         measured = r.memory["peak"] - r.memory["before"]
         left.setdefault(key, []).append(measured - known)
         rows.append({"model": item.name, "measured_bytes": measured, "key": key, "known": known})

@@ -20,7 +20,7 @@ import math
 from edgeprune import _kv_types
 from edgeprune._prior import Z
 from edgeprune._rates import Rates, best_backend, find
-from edgeprune._sizes import Shapes, Sizes, Work, quants, sizes
+from edgeprune._sizes import Matrices, Shapes, Sizes, quants, sizes
 from edgeprune.errors import UsageError
 from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
@@ -80,7 +80,7 @@ def compute_bytes(
     backend: str,
     context_tokens: int,
     prompt_tokens: int,
-    work: tuple[Work, ...] = (),
+    matrices: tuple[Matrices, ...] = (),
 ) -> int:
     """Bytes of activations while the prompt is read, plus the output logits: what becomes resident.
 
@@ -89,7 +89,7 @@ def compute_bytes(
     llama.cpp, n_ubatch 512: 4·(3·ff + q + 3·d) per token and a float16 mask of context × micro-batch; read off its
     allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. A GPU holds what is
     committed. onnxruntime: 3·ff + 5·d + 2·kv floats per prompt token and the scores of every head, which its CPU kernel
-    holds for all tokens at once, or what the output matrix (in `work`) needs beside it, in the same arena: within 5 MB
+    holds for all tokens at once, or what the output matrix (in `matrices`) needs beside it, in the same arena: within 5 MB
     of SmolLM2 and of generated models of three widths at 64 and 500 tokens.
     """
     if runtime == "llamacpp" and backend != "cpu":
@@ -102,7 +102,7 @@ def compute_bytes(
     tokens = min(prompt_tokens, context_tokens)
     scores = spec.n_heads * tokens  # of one token with all
     activations = 4 * (3 * ff + 5 * d + 2 * spec.n_kv_heads * spec.head_dim + scores) * tokens
-    return max(activations, round(sum(ONNX_HEAD_SPACE.get(w.type, 0.0) * w.head_bytes for w in work))) + logits
+    return max(activations, round(sum(ONNX_HEAD_SPACE.get(w.type, 0.0) * w.head_bytes for w in matrices))) + logits
 
 
 def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, prompt_tokens: int) -> int:
@@ -146,7 +146,9 @@ def weight_bytes(size: Sizes, runtime: str, backend: str) -> int:
     sums per block of its own; measured per stored byte of blocks and head on generated models."""
     if runtime != "onnxruntime" or backend != "cpu":
         return size.tensor_bytes + size.repack_bytes
-    return round(sum(ONNX_PACKED[w.type][0] * w.block_bytes + ONNX_PACKED[w.type][1] * w.head_bytes for w in size.work))
+    return round(
+        sum(ONNX_PACKED[w.type][0] * w.block_bytes + ONNX_PACKED[w.type][1] * w.head_bytes for w in size.matrices)
+    )
 
 
 # Resident bytes per stored byte, of the blocks' matrices and of the output matrix.
@@ -183,7 +185,7 @@ class Predictor:
         rates = self._rates[quant]
         weights = weight_bytes(size, runtime, self.backend)
         kv = kv_bytes(spec, blocks, runtime, quant, context_tokens, kv_type)
-        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens, size.work)
+        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens, size.matrices)
         committed = committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
         times = decode_times(spec, blocks, size, quant, runtime, rates, kv_type=kv_type) if rates else NOT_KNOWN
@@ -217,7 +219,7 @@ class Predictor:
         One rate for all is what published prefills of ≥ 1 B models reached on this count; smaller models reach less.
         """
         if rates.prefill:
-            return prefill_times(self.spec, blocks, size.work, self.runtime, rates, prompt_tokens)
+            return prefill_times(self.spec, blocks, size.matrices, self.runtime, rates, prompt_tokens)
         if rates.prefill_flops is None or rates.prefill_ends is None:
             return NOT_KNOWN
         flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + attention_flops(self.spec, blocks, prompt_tokens)
@@ -232,7 +234,7 @@ def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> floa
 
 
 def prefill_times(
-    spec: ModelSpec, blocks: Blocks, work: tuple[Work, ...], runtime: str, rates: Rates, prompt_tokens: int
+    spec: ModelSpec, blocks: Blocks, matrices: tuple[Matrices, ...], runtime: str, rates: Rates, prompt_tokens: int
 ) -> Times:
     """Seconds to read a prompt where rates are known by tensor type, with their 90 % interval.
 
@@ -245,9 +247,9 @@ def prefill_times(
     def parts(k: int) -> tuple[float, ...]:
         once = rates.prefill_weights
         return (
-            *(2 * w.block_params * prompt_tokens / rates.prompt_rate(w.type, k) for w in work if w.block_params),
-            *(batches * w.block_bytes / once[w.type][k] for w in work if w.type in once),
-            *(w.head_bytes / rates.weight_rate(w.type, k) for w in work),
+            *(2 * w.block_params * prompt_tokens / rates.prompt_rate(w.type, k) for w in matrices if w.block_params),
+            *(batches * w.block_bytes / once[w.type][k] for w in matrices if w.type in once),
+            *(w.head_bytes / rates.weight_rate(w.type, k) for w in matrices),
             len(blocks) * prompt_tokens * rates.prefill_overhead_us[k] * 1e-6 if rates.prefill_overhead_us else 0.0,
             flops / rates.prefill_attention[k] if rates.prefill_attention else 0.0,
         )
@@ -290,8 +292,8 @@ def _together(slow: tuple[float, ...], middle: tuple[float, ...], fast: tuple[fl
 def _parts(n_blocks: int, size: Sizes, rates: Rates, which: int, attention: tuple[float, float]) -> tuple[float, ...]:
     """Seconds for weights (by type where that is known), the blocks' fixed cost, reading the cache, attention's arithmetic."""
     cache_bytes, flops = attention
-    if rates.weights and size.work:
-        weights = [(w.block_bytes + w.head_bytes) / rates.weight_rate(w.type, which) for w in size.work]
+    if rates.weights and size.matrices:
+        weights = [(w.block_bytes + w.head_bytes) / rates.weight_rate(w.type, which) for w in size.matrices]
     else:
         weights = [size.streamed_bytes / (rates.efficiency[which] * rates.bandwidth)]
     return (

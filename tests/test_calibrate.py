@@ -39,7 +39,7 @@ def rows(noise: float) -> list[Observation]:
     out = []
     for g in (NARROW, WIDE):
         for kind in READ:
-            (w,) = pure_size(g, kind, frozenset()).work
+            (w,) = pure_size(g, kind, frozenset()).matrices
             s = spec(g)
             base = Observation(g.name, s, "llamacpp", "cpu", "b1", kind, (w,), "decode", 0, 0.0)
             for depth in (44, 524):
@@ -82,17 +82,17 @@ def test_another_shape_depth_context_and_mix_is_foretold(profile_file):
     g = Geometry(hidden=1024, ffn=2816, heads=16, kv_heads=4, n_blocks=9, vocab=20000)
     s, blocks = spec(g), whole(9)
     size, rates = Shapes(s).gguf(blocks, "Q4_K_M"), find(board, "llamacpp", "cpu", None, "Q4_K_M")
-    assert {w.type for w in size.work} == {"Q4_K", "Q6_K"}
+    assert {w.type for w in size.matrices} == {"Q4_K", "Q6_K"}
     depth, n = 300, 200
-    true = sum((w.block_bytes + w.head_bytes) / READ[w.type] for w in size.work)
+    true = sum((w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices)
     true += 9 * OVERHEAD + 4 * 1024 * 9 * depth / ATTENTION
     found = decode_times(s, blocks, size, "Q4_K_M", "llamacpp", rates, depth)[1]
     assert found == pytest.approx(true, rel=0.03)
     true = sum(
-        2 * w.block_params * n / MULTIPLY[w.type] + (w.block_bytes + w.head_bytes) / READ[w.type] for w in size.work
+        2 * w.block_params * n / MULTIPLY[w.type] + (w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices
     )
     true += 9 * n * EACH + attention_flops(s, blocks, n) / ATTENTION
-    assert prefill_times(s, blocks, size.work, "llamacpp", rates, n)[1] == pytest.approx(true, rel=0.05)
+    assert prefill_times(s, blocks, size.matrices, "llamacpp", rates, n)[1] == pytest.approx(true, rel=0.05)
     p = predict(s, blocks, board, "llamacpp", "cpu", "Q4_K_M", 512, n)
     assert p.basis.startswith("host-calibrated: 30 rows of 2 models")
     assert p.decode_low_tok_per_s < p.decode_tok_per_s < p.decode_high_tok_per_s
@@ -314,7 +314,7 @@ def test_a_profile_is_extended(tmp_path):
     assert (mine.id, mine.bandwidth, mine.memory_total) == ("mine", base.bandwidth, base.memory_total)
     (c,) = [c for c in mine.calibrations if c.n_rows == 3]
     assert c.status == "prior" and "bench.out" in c.overhead_per_block.source
-    assert set(c.weight_rates) == {w.type for w in Shapes(spec(TINY)).gguf(whole(3), "Q4_K_M").work}
+    assert set(c.weight_rates) == {w.type for w in Shapes(spec(TINY)).gguf(whole(3), "Q4_K_M").matrices}
 
 
 @pytest.mark.parametrize(

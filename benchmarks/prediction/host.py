@@ -162,7 +162,7 @@ def compare(case: Case, r: Runs, passes: tuple[Pass, ...], device: DeviceProfile
         depth = p.prompt + (p.gen + 1) // 2
         s = decode_times(spec, blocks, size, quant, runtime, rates, depth)[1]
         add("decode", depth, s, statistics.median(every) / 1e9, every)
-        s = prefill_times(spec, blocks, size.work, runtime, rates, p.prompt)[1]
+        s = prefill_times(spec, blocks, size.matrices, runtime, rates, p.prompt)[1]
         add("prefill", p.prompt, s, statistics.median(prefill) / 1e9, prefill)
     context, prompt = max(p.prompt + p.gen for p in passes), max(p.prompt for p in passes)
     foretold = Predictor(spec, device, runtime, r.backend)(blocks, quant, context, prompt)
