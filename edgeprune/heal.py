@@ -1,59 +1,97 @@
-"""Heal: win back what a cut lost, at no cost at run time. The result is an ordinary pruned folder with other weights."""
+"""Heal: win back what a cut lost. The result is an ordinary pruned folder with other weights.
+
+In closed form (edgeprune.closed_form) or by training (edgeprune.retrain), as the healer's module says.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from edgeprune import __version__, catalog, families, model
-from edgeprune.calibration import Windows, read_texts, text_sha256
-from edgeprune.checkpoint import Checkpoint, TensorEntry, open_checkpoint, read_tensor
+from edgeprune._pace import Budget
+from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.closed_form import Attempt, Attempts, Change, Kind, attempt, refuse, room
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.files import check_sums, need_space, refuse_existing, staging, write_sums
+from edgeprune.files import refuse_existing
 from edgeprune.folders import public_name
+from edgeprune.heal_text import read_kinds
+from edgeprune.healed_folder import Job, earlier, pruned_plan, write
+from edgeprune.healers._trainee import place_of
 from edgeprune.healing import Healed, Healing, Trial, Won
-from edgeprune.model_card import model_card
-from edgeprune.prune import check_plan, read_provenance, write_weights
-from edgeprune.score import check_finite, package_versions, read_windows
+from edgeprune.prune import check_plan, read_provenance
+from edgeprune.retrain import retrain
+from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import fast_dtype, load, tokenizer
-from edgeprune.types import Blocks, ModelSpec, Plan
+from edgeprune.types import ModelSpec
 
-WINDOWS = 48  # of text, unless asked for otherwise
-ASIDE = 8  # one window in so many of each kind of text is held aside, at least one
-PARTS = 3  # a single text is cut into so many, which stand for kinds
+WINDOWS = 48  # of text to solve by, unless asked for otherwise
 
 
 def heal(
     folder: Path, base: Path, spec: ModelSpec, out: Path, *, method: str, files: Sequence[Path] = (),
-    avoid: Sequence[Path] = (), n_windows: int, context_tokens: int, precision: str = "auto",
-    max_bytes: int | None = None, base_model: str, command: str, force: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    avoid: Sequence[Path] = (), n_windows: int | None = None, context_tokens: int, budget: Budget | None = None,
+    options: Mapping[str, str] | None = None, precision: str = "auto", max_bytes: int | None = None, base_model: str,
+    command: str, force: bool = False, progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Healing:  # fmt: skip
     """Write to `out` the folder that `edgeprune prune` made, healed. `base` is the whole model's folder, `spec` the model
     the plan must be for (of the .gguf when `base` was made from one).
 
-    Raises UsageError for an unknown method or unusable text; InputRejected for a folder that prune did not write, that is
-    healed already, or of a family that the method can't heal; WrongWeights when `base` is another model.
+    `n_windows` of text are solved by; `budget` and `options` are for what is trained, which may start from a folder that
+    is healed already. Raises UsageError for an unknown method or unusable text; InputRejected for a folder that prune did
+    not write, or that the method can't heal; WrongWeights when `base` is another model.
     """
-    started = time.monotonic()
     refuse_existing(out, force)
     healer = catalog.load("edgeprune.healers", method)
-    plan = pruned_plan(folder)
-    check_plan(plan, spec)
-    refuse(open_checkpoint(base), healer, method)
-    text, kinds = read_kinds(tokenizer(base), spec, files, avoid, n_windows, context_tokens)
-    whole = load(base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
-    check_finite(whole, spec)
+    job = Job(Path(folder), base, spec, pruned_plan(folder), Path(out), base_model, command, force)
+    check_plan(job.plan, spec)
+    if not is_trained(healer):
+        if budget or options:
+            raise UsageError(f"{method} is solved in closed form: --tokens, --minutes and --set are for training")
+        return solve(
+            job, healer, method, files, avoid, n_windows or WINDOWS, context_tokens, precision, max_bytes, progress
+        )
+    if n_windows:
+        raise UsageError(f"{method} trains: say how long by --tokens or --minutes, not by --windows")
+    return retrain(
+        job, healer, method, files=files, avoid=avoid, context_tokens=context_tokens, budget=budget or Budget(),
+        options=options or {}, precision=precision, max_bytes=max_bytes, progress=progress,
+    )  # fmt: skip
+
+
+def is_trained(healer: ModuleType) -> bool:
+    return hasattr(healer, "prepare")
+
+
+def check(base: Path, method: str) -> None:
+    """Raises, before any work, UsageError for an unknown method and InputRejected for a model it can't heal."""
+    healer = catalog.load("edgeprune.healers", method)
+    if not is_trained(healer):
+        refuse(open_checkpoint(base), healer, method)
+
+
+def solve(
+    job: Job, healer: ModuleType, method: str, files: Sequence[Path], avoid: Sequence[Path], n_windows: int,
+    context_tokens: int, precision: str, max_bytes: int | None, progress: Callable[[str, int, int], None],
+) -> Healing:  # fmt: skip
+    """In closed form: of all scopes the one that helps most and harms no kind of text is written."""
+    started = time.monotonic()
+    if earlier(job.folder):
+        raise InputRejected(
+            f"{job.folder} is healed already, and {method} solves from the whole model's weights; heal the folder that "
+            "`edgeprune prune` wrote"
+        )
+    refuse(open_checkpoint(job.base), healer, method)
+    text, kinds = read_kinds(tokenizer(job.base), job.spec, files, avoid, n_windows, context_tokens)
+    whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
+    check_finite(whole, job.spec)
     room(whole, kinds, len(healer.SCOPES), max_bytes)
-    found = attempt(whole, plan.blocks, healer, kinds, lambda done, n: progress(f"healing by {method}", done, n))
+    found = attempt(whole, job.plan.blocks, healer, kinds, lambda done, n: progress(f"healing by {method}", done, n))
     best = choose(found)
     made = Healing(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,
@@ -62,27 +100,8 @@ def heal(
         kinds=won(kinds, found, best or found.cut), changed=tuple(map(_healed, best.changes if best else ())),
         seconds=round(time.monotonic() - started, 1), versions={"edgeprune": __version__} | package_versions(),
     )  # fmt: skip
-    write(folder, base, spec, plan, made, best.changes if best else (), out, base_model, command, force)
+    write(job, made, _solved(job, best.changes if best else ()))
     return made
-
-
-def pruned_plan(folder: Path) -> Plan:
-    """The plan of a folder that `edgeprune prune` wrote and nobody changed since. Raises InputRejected for any other."""
-    folder = Path(folder)
-    for name in ("plan.json", "edgeprune.json", "SHA256SUMS"):
-        if not (folder / name).is_file():
-            raise InputRejected(f"{folder} has no {name}: heal a folder that `edgeprune prune` wrote")
-    origin = read_provenance(folder)
-    if "healed" in origin:
-        raise InputRejected(f"{folder} is healed already; heal the folder that `edgeprune prune` wrote")
-    check_sums(folder)
-    try:
-        plan = Plan.from_json((folder / "plan.json").read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise InputRejected(f"{folder}/plan.json: {e}; prune again") from None
-    if origin.get("plan_sha256") != plan.digest():
-        raise InputRejected(f"{folder}: edgeprune.json is of another plan than plan.json; prune again")
-    return plan
 
 
 def find_base(folder: Path, named: str | None) -> tuple[Path, str]:
@@ -96,42 +115,6 @@ def find_base(folder: Path, named: str | None) -> tuple[Path, str]:
     except InputRejected as e:
         hint = "" if named else f"; {folder} was made from {name!r}: say where that is with --base"
         raise InputRejected(f"{e}{hint}") from None
-
-
-def read_kinds(
-    tok: Any, spec: ModelSpec, files: Sequence[Path], avoid: Sequence[Path], n_windows: int, context_tokens: int
-) -> tuple[Windows, list[Kind]]:
-    """Calibration text by kind: every text is one, and a single text's thirds stand for three.
-
-    Raises UsageError when a kind is too short to hold a window aside, or when one of the texts is in `avoid`.
-    """
-    judging = {text_sha256(text) for _, text in (read_texts(avoid, "evaluation") if avoid else [])}
-    named = read_texts(files, "calibration")
-    for name, text in named:
-        if text_sha256(text) in judging:
-            raise UsageError(f"{name} is to judge the result, it can't also heal it; name another --calibration")
-    read = read_windows(tok, spec, files, n_windows, context_tokens)
-    by_text: list[tuple[str, list[list[int]]]] = [
-        (name, [w for w, k in zip(read.windows, read.kinds, strict=True) if k == i])
-        for i, (name, _) in enumerate(named)
-    ]
-    if len(by_text) == 1:
-        ((name, found),) = by_text
-        ends = [round(part * len(found) / PARTS) for part in range(PARTS + 1)]
-        by_text = [(f"{name}, part {i + 1}", found[ends[i] : ends[i + 1]]) for i in range(PARTS)]
-    return read, [_kind(name, found, context_tokens) for name, found in by_text]
-
-
-def _kind(name: str, found: list[list[int]], context_tokens: int) -> Kind:
-    n = max(1, len(found) // ASIDE)
-    aside = {(2 * i + 1) * len(found) // (2 * n) for i in range(n)}
-    fit = [w for i, w in enumerate(found) if i not in aside]
-    if not fit:
-        raise UsageError(
-            f"{name} gives {len(found)} windows of {context_tokens} tokens, healing needs two of each kind of text; "
-            "give more text, more --windows or a smaller --window"
-        )
-    return Kind(name, fit, [found[i] for i in sorted(aside)])
 
 
 def choose(found: Attempts) -> Attempt | None:
@@ -153,56 +136,14 @@ def won(kinds: Sequence[Kind], found: Attempts, healed: Attempt) -> tuple[Won, .
     )  # fmt: skip
 
 
-def write(
-    folder: Path, base: Path, spec: ModelSpec, plan: Plan, made: Healing, changes: Sequence[Change], out: Path,
-    base_model: str, command: str, force: bool,
-) -> None:  # fmt: skip
-    """The pruned folder with changed weights, in the type they were stored in; all others stay bit-identical."""
-    ck = open_checkpoint(folder)
-    need_space(out, 2 * sum(entry.end - entry.start for entry in ck.tensors.values()))
-    with staging(out, force) as partial:
-        shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.safetensors*", "SHA256SUMS", "README.md"))
-        news = partial / "changed.bin"
-        tensors = _changed(ck, plan.blocks, changes, news)
-        write_weights(tensors, partial, lambda done, total: None)
-        news.unlink()
-        (partial / "healing.json").write_text(made.to_json(), encoding="utf-8")
-        origin = read_provenance(folder) | provenance(made)
-        (partial / "edgeprune.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(base, spec, plan, base_model, command, made), encoding="utf-8")
-        open_checkpoint(partial)
-        write_sums(partial)
-
-
-def provenance(made: Healing) -> dict[str, Any]:
-    """What healing adds to edgeprune.json and to exported files; all of it is in healing.json."""
-    return {
-        "healed": made.method if made.changed else f"{made.method}: it helped nothing, nothing was changed",
-        "healed_text_sha256": made.text.sha256,
-        "healed_tokens": made.fit_windows * made.text.context_tokens,
-        "healed_strengths": " ".join(f"{c.sublayer}:{c.strength:g}" for c in made.changed if c.strength is not None),
-        "healed_seconds": made.seconds,
-    }
-
-
-def _changed(ck: Checkpoint, blocks: Blocks, changes: Sequence[Change], news: Path) -> dict[str, TensorEntry]:
-    """The folder's tensors, with entries in the file `news` for those that changed."""
+def _solved(job: Job, changes: Sequence[Change]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, new values) of every output projection that was solved anew."""
+    ck = open_checkpoint(job.folder)
     family = families.for_model_type(ck.config["model_type"])
     outputs = dict(zip("AF", family.OUTPUTS, strict=True))
-    tensors = dict(ck.tensors)
-    with news.open("wb") as f:
-        for change in changes:
-            kind, layer = change.half
-            at = next(n for n, b in enumerate(blocks) if layer == (b.attn if kind == "A" else b.ffn))
-            name = f"{family.LAYER.format(i=at)}{outputs[kind]}.weight"
-            old = read_tensor(ck, name)
-            values = (old.astype(np.float64) + change.delta.double().numpy().T).astype(old.dtype)
-            if not np.isfinite(values.astype(np.float32)).all():
-                raise InputRejected(f"{name} overflows {old.dtype} once healed; heal a folder of wider weights")
-            start = f.tell()
-            f.write(values.tobytes())
-            tensors[name] = ck.tensors[name]._replace(file=news, start=start, end=f.tell())
-    return tensors
+    for change in changes:
+        name = f"{family.LAYER.format(i=place_of(change.half, job.plan.blocks))}{outputs[change.half[0]]}.weight"
+        yield name, read_tensor(ck, name).astype(np.float64) + change.delta.double().numpy().T
 
 
 def _healed(change: Change) -> Healed:

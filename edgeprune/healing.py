@@ -13,7 +13,7 @@ class Won(Record):
     text: str
     windows: int
     perplexity_whole: float
-    perplexity_cut: float
+    perplexity_cut: float  # of the folder that was healed: a cut, or one healed before
     perplexity_healed: float
     kl_cut: float
     kl_healed: float
@@ -27,11 +27,35 @@ class Trial(Record):
 
 
 class Healed(Record):
-    """A projection that was changed, named as in the whole model."""
+    """A sub-layer that was changed, named as in the whole model: solved anew its output projection, trained any weight."""
 
     sublayer: str  # "F11": the feed-forward of layer 11, "A3" the attention of layer 3
     strength: float | None  # of the ridge, relative to the mean of the diagonal
     left_out: float | None  # of the squared error, predicted on kinds of text left out; 1 is none of it gone
+
+
+class Look(Record):
+    """What training had come to after so many tokens: KL or loss of each kind of text, nats per token."""
+
+    tokens: int
+    found: tuple[float, ...]
+
+
+class Trained(Record):
+    """How weights were trained, where they were."""
+
+    options: dict[str, str | float]
+    rate: float
+    sequences_per_step: int
+    steps: int  # that were made
+    planned_steps: int
+    tokens: int
+    parameters: int  # numbers that were trained
+    judged_by: str  # "kl" or "loss"
+    looks: tuple[Look, ...]
+    kept: int | None  # which look's weights; None: none was better on every kind, nothing was changed
+    processes: int
+    added: tuple[str, ...] = ()  # sub-layers given back with other weights, named as in the whole model
 
 
 class Healing(Record):
@@ -47,3 +71,9 @@ class Healing(Record):
     changed: tuple[Healed, ...]
     seconds: float
     versions: dict[str, str]
+    trained: Trained | None = None
+    former: Healing | None = None  # what healed the folder before
+
+    def steps(self) -> tuple[Healing, ...]:
+        """All that healed the folder, the first first."""
+        return (*(self.former.steps() if self.former else ()), self)

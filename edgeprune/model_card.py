@@ -65,10 +65,16 @@ def model_card(
 
 
 def _after(healed: Healing | None) -> str:
-    if healed is None or not healed.changed:
-        return "nothing retrained"
-    n = len(healed.changed)
-    return f"then healed by {healed.method}: {n} output projection{'s' if n > 1 else ''} solved anew, no gradients"
+    done = [step for step in healed.steps() if step.changed] if healed else []
+    return ", ".join(f"then healed by {_how(step)}" for step in done) or "nothing retrained"
+
+
+def _how(step: Healing) -> str:
+    if step.trained is not None:
+        added = f", {' '.join(step.trained.added)} given back" if step.trained.added else ""
+        return f"{step.method}: trained on {step.trained.tokens} tokens{added}"
+    n = len(step.changed)
+    return f"{step.method}: {n} output projection{'s' if n > 1 else ''} solved anew, no gradients"
 
 
 def inherited(folder: Path) -> dict[str, Any]:

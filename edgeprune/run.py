@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune import __version__, bench, catalog, cost, model, plan, prune
+from edgeprune import __version__, bench, catalog, cost, heal, model, plan, prune
 from edgeprune.blocks import whole
 from edgeprune.calibration import keep_apart, read_texts
-from edgeprune.checkpoint import open_checkpoint
-from edgeprune.closed_form import refuse
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
 from edgeprune.types import (
@@ -98,7 +96,7 @@ def run(
     _write(out / "model.json", spec)
     base = _base(source, spec, out, journal)
     if options.heal != "none":
-        refuse(open_checkpoint(base), catalog.load("edgeprune.healers", options.heal), options.heal)
+        heal.check(base, options.heal)
     if scores is None:
         scores = _score(base, spec, out, options, journal, progress)
     _write(out / "scores.json", scores)
@@ -181,13 +179,11 @@ def _heal(
     pruned, healed = out / "pruned", out / "healed"
     if options.heal == "none" or not made.removed:
         return pruned
-    from edgeprune import heal
 
     def work() -> None:
         heal.heal(
             pruned, base, spec, healed, method=options.heal, files=options.calibration, avoid=options.texts,
-            n_windows=heal.WINDOWS, context_tokens=options.context, base_model=base_model, command=command, force=True,
-            progress=progress,
+            context_tokens=options.context, base_model=base_model, command=command, force=True, progress=progress,
         )  # fmt: skip
 
     inputs = [options.heal, sha256_tree(pruned), options.context, _shas(options.calibration), _shas(options.texts)]

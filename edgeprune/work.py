@@ -36,7 +36,7 @@ class Log:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
-        _claim(self._file, path)
+        claim(self._file, path)
         self._file.seek(0)
         lines, n_bytes = _whole_lines(self._file)
         if lines[:1] != [key]:
@@ -89,7 +89,7 @@ def _whole_lines(file: IO[bytes]) -> tuple[list[Any], int]:
     return found, n_bytes
 
 
-def _claim(file: IO[bytes], path: Path) -> None:
+def claim(file: IO[bytes], path: Path) -> None:
     """Until it is closed, where the system can tell (POSIX)."""
     try:
         import fcntl

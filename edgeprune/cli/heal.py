@@ -11,14 +11,21 @@ from edgeprune.cli import _show_healing
 from edgeprune.cli._app import command_line, verb
 from edgeprune.cli._options import Calibration, Force, Json, Memory, Window
 from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
+from edgeprune.work import ranks
 
 
 @verb("edgeprune heal pruned -o healed")
 def heal(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `edgeprune prune` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `edgeprune prune` wrote; to train, also a healed one.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The healed folder to make.")],
-    method: Annotated[str, typer.Option(help="refit or replaceme.")] = "refit",
+    method: Annotated[
+        str,
+        typer.Option(help="Solved: refit, replaceme. Trained: distill, lora (needs peft), streamline, perp, full."),
+    ] = "refit",
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The whole model. Default: what edgeprune.json in DIR names.")
     ] = None,
@@ -26,7 +33,21 @@ def heal(
     avoid: Annotated[
         list[Path] | None, typer.Option(help="Text that is to judge the result and so can't heal it; repeatable.")
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of text to read, all kinds together.")] = 48,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows of text to solve by, all kinds together. Default: 48.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens to train on. Default: 200000, or what --minutes allow.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="How long to train at most.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A number or choice of how it trains, such as rate=1e-4; a wrong name lists all. Repeatable.",
+        ),
+    ] = None,
     window: Window = 512,
     precision: Annotated[
         str, typer.Option(help="Type of the weights meanwhile: float32, bfloat16 or 'auto', the fastest here.")
@@ -35,26 +56,39 @@ def heal(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Win back quality that a cut lost, without gradients: weights before the cuts are solved anew. Same size, same speed.
+    """Win back quality that a cut lost: same speed, and same size but for streamline, which puts a block back.
 
-    Nothing is changed where that would be worse on any kind of text held aside.
+    Solved, without gradients: weights before the cuts are solved anew. Trained: weights learn from text, or from the whole
+    model; a run that was stopped goes on with the same command, and `accelerate launch` shares it among devices. Nothing
+    is changed where that would be worse on any kind of text held aside. Text to train on may be .jsonl files of chat
+    messages.
     """
     from edgeprune import catalog, folders
     from edgeprune import heal as healing
     from edgeprune import model as models
 
     refuse_existing(output, force)
-    catalog.load("edgeprune.healers", method)
+    healer = catalog.load("edgeprune.healers", method)
     plan = healing.pruned_plan(folder)
     path, name = healing.find_base(folder, base)
     spec = models.inspect(path)
-    note(
-        f"healing {plan.model} by {method}: {plan.removed or 'nothing'} removed; up to {windows} windows of {window} tokens"
-    )
+    budget = healing.Budget(tokens, minutes) if tokens or minutes else None
+    note(f"healing {plan.model} by {method}: {plan.removed or 'nothing'} removed; {healer.SOURCE}")
     with progress() as tick, folders.as_folder(path) as whole:
         made = healing.heal(
             folder, whole, spec, output, method=method, files=calibration or [], avoid=avoid or [], n_windows=windows,
-            context_tokens=window, precision=precision, max_bytes=max_memory, base_model=name, command=command_line(),
-            force=force, progress=tick,
+            context_tokens=window, budget=budget, options=_pairs(settings or []), precision=precision,
+            max_bytes=max_memory, base_model=name, command=command_line(), force=force, progress=tick,
         )  # fmt: skip
-    emit(made) if json else _show_healing.healed(made, output)
+    if ranks()[0] == 0:
+        emit(made) if json else _show_healing.healed(made, output)
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: write NAME=VALUE")
+        found[name.strip()] = value.strip()
+    return found

@@ -65,7 +65,9 @@ def run(
     windows: Windows = 8,
     window: Window = 512,
     max_steps: MaxSteps = None,
-    heal: Annotated[str, typer.Option(help="none, or how to heal what is cut: refit, replaceme.")] = "none",
+    heal: Annotated[
+        str, typer.Option(help="none, or how to heal what is cut: refit, distill, …, as in `edgeprune heal`.")
+    ] = "none",
     exports: Annotated[
         list[str] | None,
         typer.Option(

@@ -1,12 +1,24 @@
-"""One file per way to heal a pruned model without gradients. A healer module says:
+"""One file per way to heal a pruned model. A healer module says:
 
 SOURCE   the paper it comes from
+
+and then either how output projections are solved anew without gradients, see edgeprune.closed_form:
+
 SCOPES   {name: fits}; fits(before_cut) -> bool says which output projections are solved anew, each scope is tried:
          before_cut is whether what comes right after the sub-layer was removed. Nothing before the first cut is asked for
 BIASES   whether output projections may have biases
 solve(moments, weight) -> Solution | None
-         the change of one output projection, None to leave it alone
+         the change of one output projection, None to leave it alone; `moments` are one per kind of text, see `_moments`
 
-`moments` are one per kind of text, see `_moments`; the walk through the model that gathers them is edgeprune.closed_form.
+or what is trained, and to which end, see edgeprune.training:
+
+RECIPE   Recipe: how it is trained unless asked otherwise
+OPTIONS  {name: value} of what else can be asked for; a value's type is the option's
+JUDGE    "kl" or "loss": what must not get worse, on any kind of text held aside
+prepare(student, whole, cut, options) -> Trainee
+         what is trained of the student, a float32 torch causal LM beside the frozen whole model; see `_trainee`
+given_back(blocks, n_blocks, options) -> Blocks
+         (optional) the block list with those removed sub-layers that come back to be trained
+
 Files that begin with "_" are shared.
 """

@@ -1,0 +1,142 @@
+"""The healed folder: an ordinary pruned folder with other weights, and healing.json that says what was done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeprune import families
+from edgeprune.blocks import describe_removed
+from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, open_checkpoint, read_tensor
+from edgeprune.errors import InputRejected
+from edgeprune.files import check_sums, need_space, staging, write_sums
+from edgeprune.healing import Healing
+from edgeprune.model_card import model_card
+from edgeprune.prune import kept_tensors, provenance, read_provenance, write_weights
+from edgeprune.torch_model import pruned_config, source_name
+from edgeprune.types import Blocks, ModelSpec, Plan
+
+REWRITTEN = ("*.safetensors*", "SHA256SUMS", "README.md")
+
+
+class Job(NamedTuple):
+    """A pruned folder to heal, and where to."""
+
+    folder: Path
+    base: Path  # the whole model's folder
+    spec: ModelSpec  # of the model the plan is for: of the .gguf when `base` was made from one
+    plan: Plan
+    out: Path
+    base_model: str  # how a card calls it
+    command: str
+    force: bool = False
+
+
+def pruned_plan(folder: Path) -> Plan:
+    """The plan of a folder that `edgeprune prune` or `heal` wrote and nobody changed since. Raises InputRejected for any
+    other."""
+    folder = Path(folder)
+    for name in ("plan.json", "edgeprune.json", "SHA256SUMS"):
+        if not (folder / name).is_file():
+            raise InputRejected(f"{folder} has no {name}: heal a folder that `edgeprune prune` wrote")
+    origin = read_provenance(folder)
+    check_sums(folder)
+    try:
+        plan = Plan.from_json((folder / "plan.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputRejected(f"{folder}/plan.json: {e}; prune again") from None
+    if origin.get("plan_sha256") != plan.digest():
+        raise InputRejected(f"{folder}: edgeprune.json is of another plan than plan.json; prune again")
+    return plan
+
+
+def earlier(folder: Path) -> Healing | None:
+    """What healed this folder already. Raises InputRejected when its healing.json is of another edgeprune."""
+    path = Path(folder) / "healing.json"
+    try:
+        return Healing.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as e:
+        raise InputRejected(f"{path}: {e}; heal again from the folder that `edgeprune prune` wrote") from None
+
+
+def with_more(plan: Plan, blocks: Blocks) -> Plan:
+    """The plan of a folder to which removed sub-layers were given back. What was measured or expected of the cut is not
+    known of it; its predictions stay those of the cut."""
+    unknown = dict.fromkeys(("damage_kl", "damage_perplexity", "expected_kl", "expected_ppl_ratio"))
+    said = {"blocks": blocks, "removed": describe_removed(blocks, plan.n_blocks_whole)}
+    return plan.model_copy(update=said | unknown)
+
+
+def give_back(job: Job, more: Plan, out: Path) -> None:
+    """Write to `out` a folder with the blocks of `more`: what the job's folder has is its, the rest the whole model's."""
+    ck, whole = open_checkpoint(job.folder), open_checkpoint(job.base)
+    family = families.for_model_type(ck.config["model_type"])
+    here = {source_name(family, name, job.plan.blocks): entry for name, entry in ck.tensors.items()}
+    tensors = {
+        name: here.get(source_name(family, name, more.blocks), entry) if entry.file != ZEROS else entry
+        for name, entry in kept_tensors(whole, more.blocks).items()
+    }
+    need_space(out, sum(entry.end - entry.start for entry in tensors.values()))
+    shutil.copytree(job.folder, out, ignore=shutil.ignore_patterns(*REWRITTEN))
+    write_weights(tensors, out, lambda done, total: None)
+    config = pruned_config(whole.config, more.blocks)
+    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "plan.json").write_text(more.to_json(), encoding="utf-8")
+    origin = read_provenance(job.folder)
+    _write_origin(out, origin | provenance(more, origin["base_model"]))
+    open_checkpoint(out)
+
+
+def write(job: Job, made: Healing, changed: Iterable[tuple[str, np.ndarray]]) -> None:
+    """The job's folder with the changed tensors, in the type they were stored in; all others stay bit-identical."""
+    ck = open_checkpoint(job.folder)
+    need_space(job.out, 2 * sum(entry.end - entry.start for entry in ck.tensors.values()))
+    with staging(job.out, job.force) as partial:
+        shutil.copytree(job.folder, partial, ignore=shutil.ignore_patterns(*REWRITTEN))
+        news = partial / "changed.bin"
+        write_weights(_with(ck, changed, news), partial, lambda done, total: None)
+        news.unlink()
+        (partial / "healing.json").write_text(made.to_json(), encoding="utf-8")
+        _write_origin(partial, read_provenance(job.folder) | said_of(made))
+        card = model_card(job.base, job.spec, job.plan, job.base_model, job.command, made)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        open_checkpoint(partial)
+        write_sums(partial)
+
+
+def said_of(made: Healing) -> dict[str, Any]:
+    """What healing adds to edgeprune.json and to exported files; all of it is in healing.json."""
+    return {
+        "healed": ", then ".join(_said(step) for step in made.steps()),
+        "healed_text_sha256": made.text.sha256,
+        "healed_tokens": made.trained.tokens if made.trained else made.fit_windows * made.text.context_tokens,
+        "healed_strengths": " ".join(f"{c.sublayer}:{c.strength:g}" for c in made.changed if c.strength is not None),
+        "healed_seconds": made.seconds,
+    }
+
+
+def _said(made: Healing) -> str:
+    return made.method if made.changed else f"{made.method}: it helped nothing, nothing was changed"
+
+
+def _write_origin(folder: Path, origin: dict[str, Any]) -> None:
+    (folder / "edgeprune.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def _with(ck: Checkpoint, changed: Iterable[tuple[str, np.ndarray]], news: Path) -> dict[str, TensorEntry]:
+    """The folder's tensors, with entries in the file `news` for those that changed."""
+    tensors = dict(ck.tensors)
+    with news.open("wb") as f:
+        for name, new in changed:
+            values = new.astype(read_tensor(ck, name).dtype)
+            if not np.isfinite(values.astype(np.float32)).all():
+                raise InputRejected(f"{name} overflows {values.dtype} once healed; heal a folder of wider weights")
+            start = f.tell()
+            f.write(values.tobytes())
+            tensors[name] = ck.tensors[name]._replace(file=news, start=start, end=f.tell())
+    return tensors
