@@ -42,6 +42,13 @@ class Session(Protocol):
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits (len(tokens), n_vocab) float32 from an empty cache; leaves the cache unspecified."""
 
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], tick: Callable[[int], None]
+    ) -> list[tuple[float, bool]]:
+        """Of each (context, continuation), neither empty: the summed log-probability of the continuation's tokens, nats,
+        and whether each is the likeliest. Contexts that begin alike, or are the same, are computed once. `tick` is told
+        how many are done. Leaves the cache unspecified. Raises InputRejected for logits that are not finite."""
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids without added BOS/EOS; special tokens in the text are parsed."""
 

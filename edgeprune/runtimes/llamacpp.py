@@ -7,7 +7,7 @@ layers on the accelerator there is, no full-size cache for sliding windows. `Lla
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
 from edgeprune.gguf_file import file_type, read_header
-from edgeprune.runtimes import _llama_log
+from edgeprune.runtimes import _branches, _llama_log
 from edgeprune.runtimes._llama_text import LlamaText
 
 N_BATCH, N_UBATCH = 2048, 512
@@ -154,23 +154,45 @@ class LlamaSession(LlamaText):
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         self.reset()
+        return self.append(tokens, len(tokens))
+
+    def log_likelihoods(self, pairs: Sequence[_branches.Pair], tick: Callable[[int], None]) -> list[tuple[float, bool]]:
+        return _branches.log_likelihoods(self, pairs, tick)
+
+    def append(self, tokens: Sequence[int], n_last: int) -> np.ndarray:
+        """Put tokens after what is cached; logits (n_last, n_vocab) float32 of the last of them."""
         tokens = self._fits(tokens)
-        out = np.empty((len(tokens), self.n_vocab), np.float32)
-        step = max(1, min(N_UBATCH, _LOGITS_BYTES // (4 * self.n_vocab), len(tokens)))
-        batch = self._lib.llama_batch_init(step, 0, 1)
+        unasked = len(tokens) - n_last  # tokens whose logits nobody wants
+        out = np.empty((n_last, self.n_vocab), np.float32)
+        most = max(1, min(N_UBATCH, _LOGITS_BYTES // (4 * self.n_vocab)))  # logits at once
+        batch = self._lib.llama_batch_init(min(N_UBATCH, len(tokens)), 0, 1)
         try:
-            for start in range(0, len(tokens), step):
-                chunk = tokens[start : start + step]
-                batch.n_tokens = n = len(chunk)
-                for i, token in enumerate(chunk):
-                    batch.token[i], batch.pos[i] = token, start + i
-                    batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+            start = 0
+            while start < len(tokens):
+                stop = min(start + N_UBATCH, max(start, unasked) + most, len(tokens))
+                batch.n_tokens = n = stop - start
+                for i in range(n):
+                    batch.token[i], batch.pos[i] = tokens[start + i], self._n_past + i
+                    batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, start + i >= unasked
                 self._decode(batch, n)
-                rows = self._lib.llama_get_logits(self._context)
-                out[start : start + n] = np.ctypeslib.as_array(rows, (n, self.n_vocab))
+                first = max(start, unasked)
+                if first < stop:
+                    rows = self._lib.llama_get_logits(self._context)
+                    out[first - unasked : stop - unasked] = np.ctypeslib.as_array(rows, (stop - first, self.n_vocab))
+                start = stop
         finally:
             self._lib.llama_batch_free(batch)
         return out
+
+    def rewind(self, n_tokens: int) -> bool:
+        """Keep the first n_tokens of the cache. Where it can't (a window has moved on, a recurrent state): empty it, False."""
+        memory = self._open()
+        whole = self._lib.llama_memory_seq_pos_min(memory, 0) <= 0  # nothing has been dropped
+        if whole and self._lib.llama_memory_seq_rm(memory, 0, n_tokens, -1):
+            self._n_past = n_tokens
+            return True
+        self.reset()
+        return False
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources, UsageError
+from edgeprune.runtimes import _branches
 from edgeprune.runtimes._tokenizer import FolderText
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -67,7 +68,8 @@ class _Session(FolderText):
         self.n_vocab, self.n_blocks = logits.shape[-1], int(said or len(self._past) // 2)  # some have no cache
         self._last_only = logits.shape[1] == 1
         self._float = np.dtype(_NUMPY[logits.type])
-        self._all: Any = None
+        self._all: Any = None  # the graph that gives every position's logits, once it is asked for
+        self._all_binding: Any = None
         self._mask = np.ones(n_ctx, np.int64)
         self._step = np.zeros((1, 1, self.n_vocab), self._float)  # where a decoded token's logits land
         self._cache = self._new_cache()
@@ -78,38 +80,46 @@ class _Session(FolderText):
         self._n_past = 0
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        if self._last_only or len(tokens) == 1:
-            return self._append(tokens, self._step)
-        return self._append(tokens, np.empty((1, len(tokens), self.n_vocab), self._float))
+        return self.append(tokens, 1)[0]
 
     def decode(self, token: int) -> np.ndarray:
-        return self._append([token], self._step)
+        return self._run(self._ort, self._binding, [token], self._step)[0]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         self.reset()
-        if not self._last_only:
-            out = np.empty((1, len(tokens), self.n_vocab), self._float)
-            self._append(tokens, out)
-            return out[0].astype(np.float32, copy=False)
+        return self.append(tokens, len(tokens))
+
+    def log_likelihoods(self, pairs: Sequence[_branches.Pair], tick: Callable[[int], None]) -> list[tuple[float, bool]]:
+        return _branches.log_likelihoods(self, pairs, tick)
+
+    def append(self, tokens: Sequence[int], n_last: int) -> np.ndarray:
+        """Put tokens after what is cached; logits (n_last, n_vocab) float32 of the last of them."""
+        if n_last == 1 or not self._last_only:
+            out = np.empty((1, 1 if self._last_only else len(tokens), self.n_vocab), self._float)
+            return self._run(self._ort, self._binding, tokens, out)[-n_last:]
         if self._all is None:
             self._all = _open(self._folder, _all_positions(_graph(self._folder), self._folder), self._n_threads)
-        shapes = zip(self._past, self._shapes, strict=True)
-        empty = {i.name: np.zeros((1, heads, 0, dim), self._float) for i, (heads, dim) in shapes}
-        ids = np.asarray([tokens], np.int64)
-        with _failures(self._folder):
-            (out,) = self._all.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty})
-        return out[0].astype(np.float32, copy=False)
+            self._all_binding = self._all.io_binding()
+        unasked = len(tokens) - n_last
+        if unasked:
+            self.prefill(tokens[:unasked])
+        out = np.empty((1, n_last, self.n_vocab), self._float)
+        return self._run(self._all, self._all_binding, tokens[unasked:], out)
+
+    def rewind(self, n_tokens: int) -> bool:
+        """Keep the first n_tokens of the cache."""
+        self._n_past = n_tokens
+        return True
 
     def close(self) -> None:
-        self._binding = self._ort = self._all = None
+        self._binding = self._all_binding = self._ort = self._all = None
         self._cache = []
 
-    def _append(self, tokens: Sequence[int], out: np.ndarray) -> np.ndarray:
-        """Run `tokens` after what is cached; logits land in `out`. Returns the last position's, float32."""
+    def _run(self, graph: Any, bind: Any, tokens: Sequence[int], out: np.ndarray) -> np.ndarray:
+        """Run `tokens` after what is cached; logits land in `out` (1, positions, n_vocab), returned as float32 without the 1."""
         total = self._n_past + len(tokens)
         if not tokens or total > self.n_ctx:
             raise UsageError(f"{len(tokens)} tokens after {self._n_past} exceed the context of {self.n_ctx}")
-        bind = self._binding
         ids, mask = np.asarray([tokens], np.int64), self._mask[None, :total]
         bind.bind_cpu_input("input_ids", ids)
         bind.bind_cpu_input("attention_mask", mask)
@@ -118,9 +128,9 @@ class _Session(FolderText):
             bind.bind_ortvalue_input(info.name, value)
             bind.bind_ortvalue_output(info.name.replace("past_key_values", "present"), value)
         with _failures(self._folder):
-            self._ort.run_with_iobinding(bind)
+            graph.run_with_iobinding(bind)
         self._n_past = total
-        return out[0, -1].astype(np.float32, copy=False)
+        return out[0].astype(np.float32, copy=False)
 
     def _new_cache(self) -> list[Any]:
         import onnxruntime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ class _Session(FolderText):
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return self._run(tokens, use_cache=False)
+
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], tick: Callable[[int], None]
+    ) -> list[tuple[float, bool]]:
+        from edgeprune.runtimes._torch_batches import log_likelihoods
+
+        return log_likelihoods(self._model, pairs, tick)
 
     def close(self) -> None:
         import torch
