@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.types import Text
+from edgeprune.types import ModelSpec, Text
 
 Split = Literal["calibration", "evaluation"]
 
@@ -123,6 +123,23 @@ def windows(
         ),
         tuple(i for i, _ in turns),
     )  # fmt: skip
+
+
+def read_windows(
+    tok: Any, spec: ModelSpec, files: Sequence[Path], n_windows: int, context_tokens: int,
+    split: Split = "calibration", avoid: Text | None = None,
+) -> Windows:  # fmt: skip
+    """Windows of a text as a transformers tokenizer reads it, no longer than the model's context."""
+    return windows(
+        lambda s: tok.encode(s, add_special_tokens=False), files, split=split, n_windows=n_windows, avoid=avoid,
+        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
+    )  # fmt: skip
+
+
+def _bos(tok: Any) -> int | None:
+    """The token this tokenizer puts before a text, if it does."""
+    ids = tok.encode("a")
+    return tok.bos_token_id if ids and tok.bos_token_id is not None and ids[0] == tok.bos_token_id else None
 
 
 def text_sha256(text: str) -> str:

@@ -78,6 +78,14 @@ def attempt(
         return _judged(model, kinds, whole, walk)
 
 
+def choose(found: Attempts) -> Attempt | None:
+    """Of the attempts that are no worse than the cut on any kind of text, the one with the least KL; None of none."""
+    able = [
+        a for a in found.healed if a.changes and all(x <= y for x, y in zip(a.kl, found.cut.kl, strict=True))
+    ]  # fmt: skip
+    return min(able, key=lambda a: sum(a.kl), default=None)
+
+
 def refuse(checkpoint: Checkpoint, healer: Any, method: str) -> None:
     """Raises InputRejected where a model of this checkpoint can't be healed so, with the reason."""
     model_type = checkpoint.config["model_type"]

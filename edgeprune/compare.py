@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from edgeprune import __version__
 from edgeprune.blocks import describe_removed
-from edgeprune.calibration import Windows
+from edgeprune.calibration import Windows, read_windows
 from edgeprune.comparison import Comparison, Contender, Cut, Damage, damage
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._halves import Kept, all_halves, kept
@@ -28,7 +28,6 @@ from edgeprune.score import (
     chooses_in,
     load_metric,
     package_versions,
-    read_windows,
     removals,
     searched,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from edgeprune import __version__, catalog, families, model
 from edgeprune._pace import Budget
 from edgeprune.checkpoint import open_checkpoint, read_tensor
-from edgeprune.closed_form import Attempt, Attempts, Change, Kind, attempt, refuse, room
+from edgeprune.closed_form import Attempt, Attempts, Change, Kind, attempt, choose, refuse, room
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.folders import public_name
@@ -115,14 +115,6 @@ def find_base(folder: Path, named: str | None) -> tuple[Path, str]:
     except InputRejected as e:
         hint = "" if named else f"; {folder} was made from {name!r}: say where that is with --base"
         raise InputRejected(f"{e}{hint}") from None
-
-
-def choose(found: Attempts) -> Attempt | None:
-    """Of the attempts that are no worse than the cut on any kind of text, the one with the least KL; None of none."""
-    able = [
-        a for a in found.healed if a.changes and all(x <= y for x, y in zip(a.kl, found.cut.kl, strict=True))
-    ]  # fmt: skip
-    return min(able, key=lambda a: sum(a.kl), default=None)
 
 
 def won(kinds: Sequence[Kind], found: Attempts, healed: Attempt) -> tuple[Won, ...]:

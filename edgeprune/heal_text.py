@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from edgeprune.calibration import Windows, read_texts, text_sha256
+from edgeprune.calibration import Windows, read_texts, read_windows, text_sha256
 from edgeprune.closed_form import Kind
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.score import read_windows
 from edgeprune.types import ModelSpec, Text
 
 ASIDE = 8  # one window in so many of each kind of text is held aside, at least one
@@ -41,11 +40,15 @@ def read_kinds(
     named = read_texts(files, "calibration")
     _keep_apart(named, avoid)
     read = read_windows(tok, spec, files, n_windows, context_tokens)
-    by_text = [
-        (name, [w for w, k in zip(read.windows, read.kinds, strict=True) if k == i])
-        for i, (name, _) in enumerate(named)
-    ]
-    return read, [Kind(name, *_dealt(name, found, context_tokens)) for name, found in _kinds(by_text)]
+    kinds = in_kinds(read, [name for name, _ in named])
+    return read, [Kind(name, *_dealt(name, found, context_tokens)) for name, found in kinds]
+
+
+def in_kinds(read: Windows, names: Sequence[str]) -> list[tuple[str, list[list[int]]]]:
+    """The windows of each of these texts; of a single one its parts."""
+    return _kinds(
+        [(name, [w for w, k in zip(read.windows, read.kinds, strict=True) if k == i]) for i, name in enumerate(names)]
+    )
 
 
 def read_examples(

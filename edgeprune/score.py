@@ -11,17 +11,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from edgeprune import __version__, catalog
+from edgeprune import __version__, after_heal, catalog
 from edgeprune.blocks import from_sublayers, whole, without_block
-from edgeprune.calibration import Split, Windows, windows
+from edgeprune.calibration import Windows, read_windows
+from edgeprune.checkpoint import open_checkpoint
+from edgeprune.closed_form import refuse
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._halves import Kept, all_halves, kept
 from edgeprune.metrics._race import STRETCHES
-from edgeprune.metrics._search import search
+from edgeprune.metrics._search import Judge, search
 from edgeprune.metrics._sweep import Measured, measured_on
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import device, fast_dtype, load, tokenizer
-from edgeprune.types import Blocks, ModelSpec, PathStep, Scores, Text
+from edgeprune.types import Blocks, ModelSpec, PathStep, Scores
 from edgeprune.work import Log, Work, join
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -32,12 +34,14 @@ QUICK_IN_LLAMACPP = ("block_influence", "perplexity")
 
 class Method(NamedTuple):
     """How removals are chosen. `protect`: never removed, by metrics that rate blocks. `effort`: of our searches, see
-    `metrics._search.search`; a published one stays as it was published."""
+    `metrics._search.search`; a published one stays as it was published. `after_heal`: a healer, by whose result such a
+    search chooses among the best few of each size."""
 
     metric: str
     max_steps: int
     protect: Ends = (0, 0)
     effort: int = 1
+    after_heal: str | None = None
 
 
 def score(
@@ -67,7 +71,9 @@ def score_folder(
     together, in each process; unless told what is free. A larger model is read from disk. log: a file that remembers, so
     that the same call goes on where it was killed; to be removed once the scores are safe.
     """
-    load_metric(method.metric, method.protect)
+    check_method(method)
+    if method.after_heal:
+        refuse(open_checkpoint(folder), catalog.load("edgeprune.healers", method.after_heal), method.after_heal)
     text = read_windows(tokenizer(folder), spec, files, n_windows, context_tokens)
     join()
     dtype = chooses_in(method.metric, precision)
@@ -112,12 +118,13 @@ def searched(
 ) -> list[Blocks]:
     """What the metric's search finds in torch, over these children."""
     measured = measured_on(model, text.windows, work, [load_metric(method.metric).DAMAGE], STRETCHES)
-    return search_path(spec, children, measured, len(text.windows), method, work.progress)
+    judge = after_heal.judge(model, text, method.after_heal, work) if method.after_heal else None
+    return search_path(spec, children, measured, len(text.windows), method, work.progress, judge)
 
 
 def search_path(
     spec: ModelSpec, children: Callable[[Kept], list[Kept]], measured: Measured, n_windows: int, method: Method,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None], judge: Judge | None = None,
 ) -> list[Blocks]:  # fmt: skip
     """What a searching metric finds, by the damage that `measured` tells. Needs no torch."""
 
@@ -126,8 +133,8 @@ def search_path(
 
     versions = search(
         all_halves(spec.n_blocks), children, measure, n_windows, method.max_steps,
-        getattr(load_metric(method.metric), "parents", None), method.effort,
-        tick=lambda part: progress(round(1000 * part), 1000),
+        getattr(load_metric(method.metric), "parents", None), method.effort, judge,
+        lambda part: progress(round(1000 * part), 1000),
     )  # fmt: skip
     return [from_sublayers(list(halves)) for halves in versions]
 
@@ -140,6 +147,7 @@ def record(
     first, last = method.protect
     notes = [f"first {first} and last {last} blocks kept"] if first or last else []
     notes += [f"effort {method.effort}"] if hasattr(module, "parents") and method.effort != 1 else []
+    notes += [f"chosen by damage after healing by {method.after_heal}"] if method.after_heal else []
     return Scores(
         model=spec.name,
         fingerprint=spec.fingerprint,
@@ -173,6 +181,18 @@ def load_metric(name: str, protect: Ends = (0, 0)) -> ModuleType:
             f"--protect needs a metric that rates blocks, and {name} does not; those are {', '.join(able)}"
         )
     return module
+
+
+def check_method(method: Method) -> None:
+    """Raises UsageError for an unknown metric or healer, and for what the metric can't do."""
+    module = load_metric(method.metric, method.protect)
+    if method.after_heal and not (hasattr(module, "parents") and method.effort):
+        raise UsageError(
+            f"--after-heal chooses among what a refined search found, and {method.metric} with --effort {method.effort} is none;"
+            " take kl_search and --effort 1"
+        )
+    if method.after_heal:
+        after_heal.check(method.after_heal)
 
 
 def of_granularity(metric: str, granularity: str) -> str:
@@ -247,20 +267,3 @@ def chooses_in(metric: str, precision: str) -> str | None:
     if precision != "auto":
         return precision
     return fast_dtype() if hasattr(load_metric(metric), "children") else None
-
-
-def read_windows(
-    tok: Any, spec: ModelSpec, files: Sequence[Path], n_windows: int, context_tokens: int,
-    split: Split = "calibration", avoid: Text | None = None,
-) -> Windows:  # fmt: skip
-    """Windows of a text as a transformers tokenizer reads it, no longer than the model's context."""
-    return windows(
-        lambda s: tok.encode(s, add_special_tokens=False), files, split=split, n_windows=n_windows, avoid=avoid,
-        context_tokens=min(context_tokens, spec.context_length_tokens), bos_token=_bos(tok),
-    )  # fmt: skip
-
-
-def _bos(tok: Any) -> int | None:
-    """The token this tokenizer puts before a text, if it does."""
-    ids = tok.encode("a")
-    return tok.bos_token_id if ids and tok.bos_token_id is not None and ids[0] == tok.bos_token_id else None

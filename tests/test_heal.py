@@ -209,9 +209,9 @@ def test_an_attempt_that_is_worse_on_any_kind_is_not_taken():
 
     cut = made("", 1.0, 1.0)
     better, best, worse = made("better", 0.9, 0.9), made("best", 0.5, 1.0), made("worse", 0.1, 1.01)
-    assert heal.choose(Attempts((0.0,), cut, (worse, better, best))) is best
-    assert heal.choose(Attempts((0.0,), cut, (worse,))) is None
-    assert heal.choose(Attempts((0.0,), cut, (better._replace(changes=()),))) is None
+    assert closed_form.choose(Attempts((0.0,), cut, (worse, better, best))) is best
+    assert closed_form.choose(Attempts((0.0,), cut, (worse,))) is None
+    assert closed_form.choose(Attempts((0.0,), cut, (better._replace(changes=()),))) is None
 
 
 def heal_folder(base, pruned, out, texts=(), method="refit", **changes):

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
         started, cpu = time.monotonic(), time.process_time()
         found = closed_form.attempt(whole, blocks, load("edgeprune.healers", method), [*kinds, *judging])
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        best = heal.choose(closed_form.of_kinds(found, range(len(kinds))))
+        best = closed_form.choose(closed_form.of_kinds(found, range(len(kinds))))
         results["rows"].append(
             key | {
                 "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "kinds": [k.name for k in kinds],

@@ -46,6 +46,12 @@ def score(
     ] = "portable",
     protect: Protect = "0,0",
     effort: Effort = 1,
+    after_heal: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the best cuts of each size choose by the damage left after healing so: refit, replaceme."
+        ),
+    ] = None,
     precision: Precision = "auto",
     max_memory: Memory = None,
     through: Annotated[
@@ -63,16 +69,16 @@ def score(
     from edgeprune import score as scoring
 
     metric = scoring.of_granularity(metric, granularity)
-    scoring.load_metric(metric, protect)
     refuse_existing(output, force)
     path = models.resolve(model)
     spec = models.inspect(path)
-    method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort)
+    method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort, after_heal)
+    scoring.check_method(method)
     in_llamacpp = scoring.in_llamacpp(spec, path, metric, through)
-    if in_llamacpp and (max_memory is not None or precision != "auto"):
+    if in_llamacpp and (max_memory is not None or precision != "auto" or after_heal):
         raise UsageError(
-            "--max-memory and --precision are for torch, and llama.cpp scores this: it maps the file and computes in its types;"
-            " leave them out, or say --through torch"
+            "--max-memory, --precision and --after-heal are for torch, and llama.cpp scores this: it maps the file and computes"
+            " in its types; leave them out, or say --through torch"
         )
     note(
         f"scoring {spec.name} in {'llama.cpp' if in_llamacpp else 'torch'}: {metric}, {method.max_steps} steps, up to"
