@@ -38,7 +38,7 @@ def judge(model: Any, text: Windows, method: str, work: Work) -> Judge:
         )
 
     def damage(version: Kept) -> float:
-        found = attempt(model, from_sublayers(list(version)), healer, kinds)
+        found = attempt(model, from_sublayers(list(version)), [healer], kinds)
         return statistics.fmean((choose(found) or found.cut).kl)
 
     def damages(versions: Sequence[Kept], tick: Callable[[int], None]) -> list[float]:

@@ -8,6 +8,7 @@ tell in the end whether it helped.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from edgeprune.blocks import kept_sublayers
 from edgeprune.checkpoint import Checkpoint
 from edgeprune.divergence import compare
 from edgeprune.errors import InputRejected, OutOfResources
-from edgeprune.healers._moments import Moments
+from edgeprune.healers._moments import Seen
 from edgeprune.metrics._halves import Half, all_halves, entrance, halves, head, run_device
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import free_bytes
@@ -58,21 +59,21 @@ class Attempt(NamedTuple):
 class Attempts(NamedTuple):
     loss_whole: tuple[float, ...]  # of each kind
     cut: Attempt  # the pruned model as it is
-    healed: tuple[Attempt, ...]
+    healed: tuple[Attempt, ...]  # every scope of every healer, in order
 
 
 def attempt(
-    model: Any, blocks: Blocks, healer: Any, kinds: Sequence[Kind],
+    model: Any, blocks: Blocks, healers: Sequence[Any], kinds: Sequence[Kind],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Attempts:  # fmt: skip
-    """Solve the output projections of what `blocks` keeps of a whole torch causal LM, for every scope of a healer module.
+    """Solve the output projections of what `blocks` keeps of a whole torch causal LM, for every scope of these healer modules.
 
     All windows are of one length. In memory: the streams (tokens, d) of the whole model and of each scope, a projection's
     inputs (tokens, k), its Gram matrix (k, k) for each kind. Raises InputRejected where logits are not finite.
     """
     import torch
 
-    walk = _Walk(model, healer, kinds)
+    walk = _Walk(model, healers, kinds)
     with torch.inference_mode():
         whole = walk.through(kept_sublayers(blocks), progress)
         return _judged(model, kinds, whole, walk)
@@ -134,8 +135,9 @@ def of_kinds(found: Attempts, chosen: Sequence[int]) -> Attempts:
 class _Version:
     """The pruned stream of one scope. None while it is still the whole model's."""
 
-    def __init__(self, scope: str, fits: Callable[[bool], bool], first: int):
-        self.scope, self.fits, self.first = scope, fits, first  # of all windows, it carries those from `first` on
+    def __init__(self, scope: str, fits: Callable[[bool], bool], solve: Any, first: int):
+        self.scope, self.fits, self.solve = scope, fits, solve
+        self.first = first  # of all windows, it carries those from this on
         self.stream: torch.Tensor | None = None
         self.changes: list[Change] = []
         self.waiting: _Waiting | None = None
@@ -150,18 +152,19 @@ class _Waiting(NamedTuple):
 
 
 class _Walk:
-    def __init__(self, model: Any, healer: Any, kinds: Sequence[Kind]):
+    def __init__(self, model: Any, healers: Sequence[Any], kinds: Sequence[Kind]):
         import torch
 
-        self.model, self.healer = model, healer
+        self.model = model
         self.spans = [len(kind.fit) for kind in kinds]  # those held aside come after all
         windows = [*(w for kind in kinds for w in kind.fit), *(w for kind in kinds for w in kind.aside)]
         self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
         family = families.for_model_type(model.config.model_type)
         self.outputs = dict(zip("AF", family.OUTPUTS, strict=True))
         self.scale = family.decoder(model.config.to_dict()).residual_scale
-        self.cut = _Version("", lambda before_cut: False, sum(self.spans))
-        self.versions = [self.cut, *(_Version(name, fits, 0) for name, fits in healer.SCOPES.items())]
+        self.cut = _Version("", lambda before_cut: False, None, sum(self.spans))
+        tried = [(name, fits, healer.solve) for healer in healers for name, fits in healer.SCOPES.items()]
+        self.versions = [self.cut, *(_Version(*each, 0) for each in tried)]
 
     def through(self, kept: Sequence[Half], progress: Callable[[int, int], None]) -> torch.Tensor:
         """The whole model's stream (g, t, d) after the last layer; the versions' are at the same point."""
@@ -211,7 +214,7 @@ class _Walk:
                 continue
             half, inputs, weight = version.waiting
             version.waiting = None
-            solution = self.healer.solve(self._moments(inputs, target, version.stream), weight.double())
+            solution = version.solve(self._seen(inputs, version.stream, target), weight)
             if solution is None:
                 continue
             version.changes.append(Change(half, *solution._replace(delta=solution.delta.float().cpu())))
@@ -219,23 +222,11 @@ class _Walk:
             more = [stream + self.scale * (f.float() @ delta) for stream, f in zip(version.stream, inputs, strict=True)]
             version.stream = torch.stack([m.to(version.stream.dtype) for m in more])
 
-    def _moments(self, inputs: torch.Tensor, target: torch.Tensor, stream: torch.Tensor) -> list[Moments]:
-        """One for each kind, of the windows to fit to. `target` and `stream` (g, t, d)."""
-        import torch
-
-        found, start = [], 0
-        for n in self.spans:
-            ff = torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
-            fr = torch.zeros(inputs.shape[-1], stream.shape[-1], dtype=torch.float64, device=inputs.device)
-            rr = torch.zeros(stream.shape[-1], dtype=torch.float64, device=inputs.device)
-            for w in range(start, start + n):  # products in float32, their sum in float64
-                f, r = inputs[w].float(), (target[w].float() - stream[w].float()) / self.scale
-                ff += f.T @ f
-                fr += f.T @ r
-                rr += r.square().sum(0)
-            found.append(Moments(ff, fr, rr))
-            start += n
-        return found
+    def _seen(self, inputs: torch.Tensor, stream: torch.Tensor, target: torch.Tensor) -> list[Seen]:
+        """One for each kind, of the windows to fit to."""
+        ends = list(itertools.accumulate(self.spans))
+        parts = [slice(end - n, end) for n, end in zip(self.spans, ends, strict=True)]
+        return [Seen(inputs[part], stream[part], target[part], self.scale) for part in parts if part.stop > part.start]
 
 
 def _joined(inputs: list[torch.Tensor], stream: torch.Tensor) -> torch.Tensor:

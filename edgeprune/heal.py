@@ -91,7 +91,7 @@ def solve(
     whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
     check_finite(whole, job.spec)
     room(whole, kinds, len(healer.SCOPES), max_bytes)
-    found = attempt(whole, job.plan.blocks, healer, kinds, lambda done, n: progress(f"healing by {method}", done, n))
+    found = attempt(whole, job.plan.blocks, [healer], kinds, lambda done, n: progress(f"healing by {method}", done, n))
     best = choose(found)
     made = Healing(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,

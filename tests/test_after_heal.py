@@ -45,7 +45,7 @@ def test_the_damage_is_that_of_the_healed_model(tiny_folder):
     (found,) = after_heal.judge(m, text, "refit", Work())([tuple(kept_sublayers(cut))], lambda _: None)
 
     kinds = [closed_form.Kind(str(k), windows[k::4], windows[k + 2 :: 4]) for k in range(2)]
-    best = closed_form.choose(closed_form.attempt(m, cut, catalog.load("edgeprune.healers", "refit"), kinds))
+    best = closed_form.choose(closed_form.attempt(m, cut, [catalog.load("edgeprune.healers", "refit")], kinds))
     pruned = torch_model.view(m, cut)
     for change in best.changes if best else ():
         kind, layer = change.half

@@ -76,13 +76,15 @@ def ridge_by_rows(f, r, strength):
 
 
 def refit_by_rows(f, r, kinds):
-    """The ridge at the strength that leaves least of ‖r‖², summed over kinds predicted from the other kinds, and that strength."""
+    """The ridge at the strength that leaves least of ‖r‖², as parts of it, of kinds predicted from the others; and that strength."""
     strengths = healer("refit").STRENGTHS
     of = np.repeat(np.arange(len(kinds)), [sum(map(len, kind.fit)) for kind in kinds])
 
     def left(strength):
         deltas = [ridge_by_rows(f[of != k], r[of != k], strength) for k in range(len(kinds))]
-        return sum(np.square(f[of == k] @ delta - r[of == k]).sum() for k, delta in enumerate(deltas))
+        return sum(
+            np.square(f[of == k] @ x - r[of == k]).sum() / np.square(r[of == k]).sum() for k, x in enumerate(deltas)
+        )
 
     best = min(strengths, key=left)
     return ridge_by_rows(f, r, best), best
@@ -95,7 +97,7 @@ def whole(tiny_folder):
 
 @pytest.fixture(scope="module")
 def refitted(whole, kinds):
-    return closed_form.attempt(whole, CUT, healer("refit"), kinds)
+    return closed_form.attempt(whole, CUT, [healer("refit")], kinds)
 
 
 def test_the_refit_is_ridge_regression_on_the_projections_inputs(whole, kinds, refitted):
@@ -129,7 +131,7 @@ def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, re
 
 
 def test_replaceme_is_least_squares_on_the_feed_forwards_output(whole, kinds):
-    (attempt,) = closed_form.attempt(whole, CUT, healer("replaceme"), kinds).healed
+    (attempt,) = closed_form.attempt(whole, CUT, [healer("replaceme")], kinds).healed
     (change,) = attempt.changes
     places = ["model.layers.1.mlp.down_proj", "model.layers.2.input_layernorm", "model.layers.4.input_layernorm"]
     f, l_s, l_e = seen(whole, fit_tokens(kinds), places).values()
@@ -140,19 +142,19 @@ def test_replaceme_is_least_squares_on_the_feed_forwards_output(whole, kinds):
     assert np.abs(w + change.delta.numpy().T - t.T @ w).max() < 1e-3 * np.abs(t.T @ w).max()
 
 
-@pytest.mark.parametrize("method", ["refit", "replaceme"])
+@pytest.mark.parametrize("method", ["refit", "replaceme", "replaceme_cosine"])
 def test_nothing_cut_changes_nothing(whole, kinds, method):
-    found = closed_form.attempt(whole, from_text("0-4"), healer(method), kinds)
+    found = closed_form.attempt(whole, from_text("0-4"), [healer(method)], kinds)
     assert not any(a.changes for a in found.healed)
     assert found.cut.kl == pytest.approx([0] * 3, abs=1e-6)
     assert found.cut.loss == pytest.approx(found.loss_whole, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["refit", "replaceme"])
+@pytest.mark.parametrize("method", ["refit", "replaceme", "replaceme_cosine"])
 def test_an_identity_block_cut_changes_nothing(tiny_folder, kinds, method):
     """T = I in ReplaceMe: plain removal."""
     m = torch_model.load(tiny_folder("llama", identity=2))
-    found = closed_form.attempt(m, from_text("0-1 3-4"), healer(method), kinds)
+    found = closed_form.attempt(m, from_text("0-1 3-4"), [healer(method)], kinds)
     assert not any(a.changes for a in found.healed)
 
 
@@ -161,7 +163,7 @@ def test_what_is_judged_is_what_the_weights_give(whole, kinds, blocks):
     """KL of the windows held aside, of the streams in the walk, against transformers' own forward of the changed weights."""
     import torch
 
-    found = closed_form.attempt(whole, blocks, healer("refit"), kinds)
+    found = closed_form.attempt(whole, blocks, [healer("refit")], kinds)
     for attempt in (found.cut, *found.healed):
         m = torch_model.view(whole, blocks)
         for (kind, layer), delta, *_ in attempt.changes:
@@ -179,7 +181,7 @@ def test_order_and_batching_of_the_windows_change_nothing(whole, kinds, refitted
 
     monkeypatch.setattr(_halves, "ROWS", {"cpu": 32})
     turned = [kind._replace(fit=kind.fit[::-1]) for kind in kinds]
-    again = closed_form.attempt(whole, CUT, healer("refit"), turned)
+    again = closed_form.attempt(whole, CUT, [healer("refit")], turned)
     for a, b in zip(refitted.healed, again.healed, strict=True):
         assert [c.half for c in a.changes] == [c.half for c in b.changes]
         for x, y in zip(a.changes, b.changes, strict=True):
@@ -190,17 +192,40 @@ def test_kinds_that_contradict_each_other_leave_the_projection_alone():
     """What helps one kind harms the other: no strength helps on what is left out. With one of them twice, it does."""
     import torch
 
-    from edgeprune.healers._moments import Moments
+    from edgeprune.healers._moments import Seen, moments
 
     torch.manual_seed(0)
-    f, d = torch.randn(200, 6).double(), torch.randn(6, 4).double()
-    r = f @ d
-    kind = Moments(f.T @ f, f.T @ r, r.square().sum(0))
-    against = kind._replace(fr=-kind.fr)
-    assert kind.left(d).numpy() == pytest.approx(0, abs=1e-9) and against.left(d).numpy() == pytest.approx(4 * kind.rr)
+    f, d = torch.randn(2, 100, 6), torch.randn(6, 4)
+    kind, against = (Seen(f, torch.zeros(2, 100, 4), sign * f @ d, 1.0) for sign in (1, -1))
+    sums = moments(kind)
+    assert sums.left(d.double()).numpy() == pytest.approx(0, abs=1e-4)
+    assert moments(against).left(d.double()).numpy() == pytest.approx(4 * sums.rr.numpy())
     assert healer("refit").solve([kind, against], None) is None
     agreed = healer("refit").solve([kind, kind], None)
     assert (agreed.delta - d).abs().max() < 1e-3 and agreed.left_out < 1e-6
+
+
+def test_the_cosine_variant_descends_its_loss(whole, kinds):
+    """The slope against autograd's, and directions after the cut are nearer to the whole model's than least squares makes them."""
+    import torch
+    import torch.nn.functional as F
+
+    from edgeprune.healers.replaceme_cosine import gradient
+
+    torch.manual_seed(0)
+    given, here, wanted = (torch.randn(50, 6) for _ in range(3))
+    t = (0.1 * torch.randn(6, 6)).requires_grad_()
+    (1 - F.cosine_similarity(here + given @ t, wanted, dim=-1)).mean().backward()
+    assert (gradient(t.detach(), given, here, wanted) - t.grad).abs().max() < 1e-6
+
+    places = ["model.layers.1.mlp.down_proj", "model.layers.2.input_layernorm", "model.layers.4.input_layernorm"]
+    f, l_s, l_e = (torch.tensor(x) for x in seen(whole, fit_tokens(kinds), places).values())
+
+    def loss(method):
+        (attempt,) = closed_form.attempt(whole, CUT, [healer(method)], kinds).healed
+        return float((1 - F.cosine_similarity(l_s + f @ attempt.changes[0].delta.double(), l_e, dim=-1)).mean())
+
+    assert loss("replaceme_cosine") < loss("replaceme") < float((1 - F.cosine_similarity(l_s, l_e, dim=-1)).mean())
 
 
 def test_an_attempt_that_is_worse_on_any_kind_is_not_taken():

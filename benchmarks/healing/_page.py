@@ -18,13 +18,18 @@ healing here costs anything at run time: same tensors, same shapes, same bytes.
 loss of the whole model). 100 % is the whole model, 0 % nothing won.
 """
 
+AGAINST = """![won back against calibration tokens](curve.png)
+
+Dashed: what healing in closed form is asked for, half of the damage on the first text and a third on the others.
+"""
+
 NOTES = """## How the numbers are made
 
 - One walk through the model per row: solved on the calibration windows, judged on windows of {context} tokens from the start of
   each text. KL is KL(whole ‖ it), nats per token.
 - What is shown is what `edgeprune heal` would keep: the scope with the least KL on calibration windows held aside that is worse on
   no kind of them, or else the cut as it is.
-- Times are of the walk with its judging, process time in brackets, on {machine}.
+- Times are of the walk, all methods of the same tokens together, with its judging; process time in brackets, on {machine}.
 """
 
 
@@ -34,31 +39,17 @@ def page(results: dict[str, Any]) -> str:
     kinds = next((r["kinds"] for r in rows if len(r["kinds"]) == most), [])
     texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in results["texts"])
     parts = [HEAD.format(model=results["model"], precision=results["precision"], texts=texts, kinds=", ".join(kinds))]
-    usual = _usual(rows)
-    for amount in sorted({r["blocks"] for r in usual}):
-        parts.append(f"## {amount} blocks out\n\n" + _table([r for r in usual if r["blocks"] == amount], names))
-    curve = _curve(rows)
-    if len(curve) > 1:
-        parts.append("## Against calibration tokens\n\n" + _table(curve, names))
+    parts.append(AGAINST if len({r["tokens"] for r in rows}) > 1 else "")
+    most_text = max((r["windows"] for r in rows), default=0)
+    for amount in sorted({r["blocks"] for r in rows}):
+        here = [r for r in rows if r["blocks"] == amount]
+        parts.append(f"## {amount} blocks out\n\n" + _table([r for r in here if r["windows"] == most_text], names))
+        curve = sorted((r for r in here if r["method"] == rows[0]["method"]), key=lambda r: (r["path"], r["tokens"]))
+        if len({r["tokens"] for r in curve}) > 1:
+            parts.append("Against calibration tokens:\n\n" + _table(curve, names))
     machine = results["machine"]["host"].get("cpu") or "a machine not named"
     parts.append(NOTES.format(context=results["context"], machine=machine))
     return "\n".join(parts)
-
-
-def _usual(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the amount of text that most have."""
-    amounts = [r["windows"] for r in rows]
-    most = max(amounts, key=amounts.count, default=0)
-    return [r for r in rows if r["windows"] == most]
-
-
-def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Refits of the cut that was healed by most amounts of text."""
-    by_cut: dict[str, list[dict[str, Any]]] = {}
-    for r in rows:
-        if r["method"] == "refit":
-            by_cut.setdefault(r["cut"], []).append(r)
-    return sorted(max(by_cut.values(), key=len, default=[]), key=lambda r: r["tokens"])
 
 
 def _table(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -72,7 +63,7 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> str:
         cells = [f"{r['removed']} ({r['path']})", _method(r), str(r["tokens"])]
         for j in r["judged"]:
             ppl = [math.exp(j[f"loss_{k}"]) for k in ("whole", "cut", "healed")]
-            won = (j["loss_cut"] - j["loss_healed"]) / (j["loss_cut"] - j["loss_whole"])
+            won = won_back(j)
             cells += [
                 f"{ppl[0]:.1f} / {ppl[1]:.1f} → {ppl[2]:.1f}",
                 f"{won:.0%}",
@@ -80,6 +71,11 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> str:
             ]
         lines.append("| " + " | ".join([*cells, f"{r['seconds']:.0f} ({r['cpu_seconds']:.0f})"]) + " |")
     return "\n".join(lines) + "\n\nPerplexity: whole / cut → healed.\n"
+
+
+def won_back(j: dict[str, Any]) -> float:
+    """The part of the damage in log perplexity that is gone."""
+    return float((j["loss_cut"] - j["loss_healed"]) / (j["loss_cut"] - j["loss_whole"]))
 
 
 def _method(r: dict[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
     python benchmarks/healing/run.py [--model FOLDER] [--data FOLDER]
 
-Every cut × method × amount of text is one walk through the model, the judging windows go along. Writes results.json and
-README.md, and goes on where it was stopped. --redraw makes the page again.
+Every cut × amount of text is one walk through the model; methods and judging windows go along together. All methods heal by
+the greatest amount, the first by every amount. Writes results.json, README.md and curve.png, and goes on where it was
+stopped. --redraw makes the page again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -18,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plan_quality")]
+import _curve  # noqa: E402
 import _page  # noqa: E402
 import _texts  # noqa: E402
 
 HERE = Path(__file__).parent
-METHODS = ("refit", "replaceme")
+METHODS = ("refit", "replaceme", "replaceme_cosine")
 
 
 def say(text: str) -> None:
@@ -37,9 +40,8 @@ def main() -> None:
     parser.add_argument("--remove", default="3,6,9", help="blocks")
     parser.add_argument("--paths", default="ours,cosine_span", help="ours, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--windows", type=int, default=48, help="of calibration text")
-    parser.add_argument("--curve", default="6,12,24,96", help="windows; refit again with so many, of the middle amount")
-    parser.add_argument("--eval-windows", type=int, default=20, help="of each text")
+    parser.add_argument("--windows", default="6,18,54", help="of calibration text")
+    parser.add_argument("--eval-windows", type=int, default=6, help="of each text")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--calibration", type=Path, nargs="+", help="default: what is installed, and wiki.txt")
     parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")
@@ -53,6 +55,7 @@ def main() -> None:
             run(args, Path(temporary))
     results = json.loads((args.output / "results.json").read_text(encoding="utf-8"))
     (args.output / "README.md").write_text(_page.page(results), encoding="utf-8")
+    _curve.draw(results, args.output / "curve.png")
 
 
 def run(args: argparse.Namespace, temporary: Path) -> None:
@@ -85,24 +88,30 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
         "texts": [{"name": r.text.name, "windows": len(r.windows)} for r in readings],
         "machine": {"host": read_facts(), "versions": environment()},
     }  # fmt: skip
-    for path, method, remove, n_windows in jobs(args):
+    for path, remove, n_windows, methods in jobs(args):
         text, kinds = heal.read_kinds(tok, spec, calibration, judges, n_windows, args.context)
         blocks = cut(path, remove, whole, spec, text, args.scores)
-        key = {"cut": to_text(blocks), "path": path, "method": method, "windows": n_windows, "text": text.text.sha256}
-        if any(all(row[k] == v for k, v in key.items()) for row in results["rows"]):
+        key = {"cut": to_text(blocks), "path": path, "windows": n_windows, "text": text.text.sha256}
+        here = [row for row in results["rows"] if all(row[k] == v for k, v in key.items())]
+        if {row["method"] for row in here} >= {*methods}:
             continue
-        say(f"{method}: {describe_removed(blocks, spec.n_blocks)} ({path}), {n_windows} windows")
+        say(f"{', '.join(methods)}: {describe_removed(blocks, spec.n_blocks)} ({path}), {n_windows} windows")
         started, cpu = time.monotonic(), time.process_time()
-        found = closed_form.attempt(whole, blocks, load("edgeprune.healers", method), [*kinds, *judging])
+        healers = [load("edgeprune.healers", method) for method in methods]
+        found = closed_form.attempt(whole, blocks, healers, [*kinds, *judging])
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        best = closed_form.choose(closed_form.of_kinds(found, range(len(kinds))))
-        results["rows"].append(
-            key | {
-                "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "kinds": [k.name for k in kinds],
-                "tokens": sum(len(k.fit) for k in kinds) * args.context, "scope": best and best.scope,
-                "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "judged": judged(found, best, len(kinds)),
-            }
-        )  # fmt: skip
+        healed = iter(found.healed)
+        for method, healer in zip(methods, healers, strict=True):
+            own = found._replace(healed=tuple(itertools.islice(healed, len(healer.SCOPES))))
+            best = closed_form.choose(closed_form.of_kinds(own, range(len(kinds))))
+            results["rows"].append(
+                key | {
+                    "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "method": method,
+                    "kinds": [k.name for k in kinds], "tokens": sum(len(k.fit) for k in kinds) * args.context,
+                    "scope": best and best.scope, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
+                    "judged": judged(own, best, len(kinds)),
+                }
+            )  # fmt: skip
         done.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -119,12 +128,15 @@ def judged(found: Any, best: Any, first: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, str, int, int]]:
-    """(path, method, blocks to remove, calibration windows)."""
-    amounts, paths = [int(n) for n in args.remove.split(",")], args.paths.split(",")
-    out = [(p, m, n, args.windows) for n in amounts for p in paths for m in args.methods.split(",")]
-    middle = amounts[len(amounts) // 2]
-    return out + [(paths[-1], "refit", middle, int(w)) for w in args.curve.split(",") if w]
+def jobs(args: argparse.Namespace) -> list[tuple[str, int, int, list[str]]]:
+    """(path, blocks to remove, calibration windows, methods), the greatest amount of text first."""
+    methods, windows = args.methods.split(","), sorted(map(int, args.windows.split(",")), reverse=True)
+    return [
+        (path, int(remove), n, methods if n == windows[0] else methods[:1])
+        for n in windows
+        for remove in args.remove.split(",")
+        for path in args.paths.split(",")
+    ]
 
 
 def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path | None) -> Any:

@@ -7,8 +7,9 @@ and then either how output projections are solved anew without gradients, see ed
 SCOPES   {name: fits}; fits(before_cut) -> bool says which output projections are solved anew, each scope is tried:
          before_cut is whether what comes right after the sub-layer was removed. Nothing before the first cut is asked for
 BIASES   whether output projections may have biases
-solve(moments, weight) -> Solution | None
-         the change of one output projection, None to leave it alone; `moments` are one per kind of text, see `_moments`
+solve(seen, weight) -> Solution | None
+         the change of one output projection, None to leave it alone; `seen` is what went into it and what is wanted, one per
+         kind of text, see `_moments`; the walk through the model that gathers it is edgeprune.closed_form
 
 or what is trained, and to which end, see edgeprune.training:
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeprune.healers._moments import Moments, Solution, together
+from edgeprune.healers._moments import Moments, Seen, Solution, moments, together
 
 if TYPE_CHECKING:
     import torch
@@ -27,31 +27,32 @@ SCOPES: dict[str, Callable[[bool], bool]] = {
 }
 
 
-def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
-    """The change at the strength that does best on kinds left out: each in turn is predicted from all others.
+def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
+    """The change at the strength that does best on kinds left out: each in turn is predicted from all others, and counts by the
+    part of its squared error that is left, so that a kind of text whose stream is far off does not decide alone.
 
     None where there is nothing to give, or where no strength helps on what was left out.
     """
-    every = together(moments)
-    lacking = float(every.rr.sum())
-    if not lacking or not every.ff.any():
+    of_kinds = [moments(s) for s in seen]
+    every = together(of_kinds)
+    if not every.rr.any() or not every.ff.any():
         return None
     left = [0.0] * len(STRENGTHS)
-    for i, kind in enumerate(moments):
-        others = together([m for j, m in enumerate(moments) if j != i])
+    for i, kind in enumerate(of_kinds):
+        others = together([m for j, m in enumerate(of_kinds) if j != i])
         for s, strength in enumerate(STRENGTHS):
-            left[s] += float(kind.left(ridge(others, strength)).sum().nan_to_num(math.inf)) / lacking
+            left[s] += kind.part_left(ridge(others, strength)) / len(of_kinds)
     best = min(range(len(STRENGTHS)), key=left.__getitem__)
     if not left[best] < 1:
         return None
     return Solution(ridge(every, STRENGTHS[best]), STRENGTHS[best], left[best])
 
 
-def ridge(moments: Moments, strength: float) -> torch.Tensor:
+def ridge(found: Moments, strength: float) -> torch.Tensor:
     """(Σfᵀf + strength · mean(diag Σfᵀf) · I)⁻¹ Σfᵀr (k, d); NaN where rounding leaves that sum without an inverse."""
     import torch
 
-    damped = moments.ff.clone()
+    damped = found.ff.clone()
     damped.diagonal().add_(strength * damped.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(damped)
-    return torch.cholesky_solve(moments.fr, factor) if not failed else torch.full_like(moments.fr, math.nan)
+    return torch.cholesky_solve(found.fr, factor) if not failed else torch.full_like(found.fr, math.nan)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeprune.healers._moments import Moments, Solution, together
+from edgeprune.healers._linear import least_squares
+from edgeprune.healers._moments import Seen, Solution
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +20,9 @@ if TYPE_CHECKING:
 SOURCE = "ReplaceMe, least squares (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
 SCOPES: dict[str, Callable[[bool], bool]] = {"feed-forwards before a cut": lambda before_cut: before_cut}
-ALPHA = 0.0
 
 
-def solve(moments: Sequence[Moments], weight: torch.Tensor) -> Solution | None:
-    """T − I = (MᵀM + αI)⁻¹ MᵀR, and W changes by (T − I)ᵀ W; weight (d, k), R what the stream lacks. None where that is 0."""
-    import torch
-
-    every = together(moments)
-    if not every.rr.any():
-        return None
-    mm = weight @ every.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
-    less_identity = torch.linalg.lstsq(mm, weight @ every.fr, driver=None if mm.is_cuda else "gelsd").solution
-    return Solution(weight.T @ less_identity, None, None)
+def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
+    """W changes by (T − I)ᵀ W; weight (d, k). None where nothing is lacking."""
+    less_identity = least_squares(seen, weight)
+    return None if less_identity is None else Solution(weight.double().T @ less_identity, None, None)
