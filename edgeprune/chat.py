@@ -31,7 +31,9 @@ class Reply(NamedTuple):
     prefill_tokens: int  # of the prompt, those that were not in the cache from the turn before
     prefill_s: float
     decode_s: float  # for generated_tokens - 1 steps: the first token comes with the prompt's logits
-    stop: Literal["end", "length", "context"]  # the model ended, max_tokens is reached, the context is full
+    stop: Literal[
+        "end", "length", "context", "until"
+    ]  # the model ended; max_tokens, the context or a text of `until` is reached
 
     @property
     def prefill_tok_per_s(self) -> float | None:
@@ -77,10 +79,19 @@ class Chat:
         bos = self.session.bos_token
         return ([] if bos is None else [bos]) + self.session.tokenize(text)
 
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], tick: Callable[[int], None] = lambda _: None
+    ) -> list[tuple[float, bool]]:
+        """See Session.log_likelihoods."""
+        self._cached = []
+        return self.session.log_likelihoods(pairs, tick)
+
     def generate(
-        self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling, emit: Callable[[str], None]
-    ) -> Reply:
-        """Generate after `prompt`; `emit` gets the text as it comes, whole characters only.
+        self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling, emit: Callable[[str], None] = lambda _: None,
+        until: Sequence[str] = (),
+    ) -> Reply:  # fmt: skip
+        """Generate after `prompt`; `emit` gets the text as it comes, whole characters only. The reply ends before the first
+        of `until`, of which `emit` may have got a part.
 
         Raises UsageError for a prompt that is empty or longer than the context.
         """
@@ -88,40 +99,51 @@ class Chat:
         if not 0 < len(prompt) <= n_ctx:
             raise UsageError(f"the prompt takes {len(prompt)} tokens, the context holds {n_ctx}; ask for a --context")
         rng = np.random.default_rng(sampling.seed)
-        text_of, parts = self.session.text_stream(prompt), []
+        text_of = self.session.text_stream(prompt)
         rest = self._uncached(prompt)
         cached, self._cached = list(prompt), []  # an interrupt leaves the cache unknown
         start = time.perf_counter()
         logits = self.session.prefill(rest)
         prefilled = time.perf_counter()
-        n, stop = 0, None
+        text, n, stop = "", 0, None
         while stop is None:
             token = choose(logits, sampling, rng)
             n += 1
             if self.session.is_end(token):
                 stop = "end"
                 break
-            parts.append(text_of(token))
-            emit(parts[-1])
-            stop = "length" if n >= max_tokens else "context" if len(cached) >= n_ctx else None
-            if stop is None:
+            part = text_of(token)
+            emit(part)
+            text += part
+            ends = [text.find(u) for u in until if u and u in text]
+            if ends:
+                text, stop = text[: min(ends)], "until"
+            elif n >= max_tokens:
+                stop = "length"
+            elif len(cached) >= n_ctx:
+                stop = "context"
+            else:
                 logits = self.session.decode(token)
                 cached.append(token)
         self._cached = cached
         done = time.perf_counter()
-        return Reply("".join(parts), len(prompt), n, len(rest), prefilled - start, done - prefilled, stop)
+        return Reply(text, len(prompt), n, len(rest), prefilled - start, done - prefilled, stop)
 
     def _uncached(self, prompt: Sequence[int]) -> list[int]:
-        """What of `prompt` must still be computed; empties the cache unless it holds the beginning."""
-        known, prompt = len(self._cached), list(prompt)
-        if 0 < known < len(prompt) and prompt[:known] == self._cached:
-            return prompt[known:]
-        self.session.reset()
-        return prompt
+        """What of `prompt` must still be computed, its last token at least; the cache is left with what comes before it."""
+        both = zip(self._cached, prompt[:-1], strict=False)
+        shared = next((k for k, (a, b) in enumerate(both) if a != b), min(len(self._cached), len(prompt) - 1))
+        if not shared or (shared < len(self._cached) and not self.session.rewind(shared)):
+            self.session.reset()
+            shared = 0
+        return list(prompt[shared:])
 
 
-def render(template: str, messages: Sequence[Message], special_texts: dict[str, str]) -> str:
-    """The dialogue as transformers renders it, in Jinja's immutable sandbox, up to where the assistant goes on.
+def render(
+    template: str, messages: Sequence[Message], special_texts: dict[str, str], *, in_answer: bool = False
+) -> str:
+    """The dialogue as transformers renders it, in Jinja's immutable sandbox, up to where the assistant goes on: at the
+    beginning of its turn or, `in_answer`, at the end of the last message.
 
     Raises InputRejected with the template's own words when it refuses the dialogue.
     """
@@ -130,8 +152,9 @@ def render(template: str, messages: Sequence[Message], special_texts: dict[str, 
 
     try:
         (text,), _ = render_jinja_template(
-            [list(messages)], chat_template=template, add_generation_prompt=True, **special_texts
-        )
+            [list(messages)], chat_template=template, add_generation_prompt=not in_answer,
+            continue_final_message=in_answer, **special_texts,
+        )  # fmt: skip
     except (TemplateError, TypeError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise InputRejected(f"the chat template does not take this dialogue: {reason}; --raw goes without it") from None

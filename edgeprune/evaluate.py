@@ -14,9 +14,10 @@ from edgeprune.calibration import windows
 from edgeprune.comparison import stderr
 from edgeprune.divergence import Divergence, compare, nll
 from edgeprune.errors import InputRejected
+from edgeprune.evaluation import Evaluation
 from edgeprune.files import sha256_tree
 from edgeprune.runtimes import cache_option
-from edgeprune.types import Quality, Text
+from edgeprune.types import Text
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,8 +33,8 @@ def evaluate(
     avoid: Text | None = None,
     kv_type: str | None = None,
     progress: Progress,
-) -> list[Quality]:
-    """One Quality per subject (name -> path), in one pass over the windows; every model is open at once.
+) -> list[Evaluation]:
+    """One Evaluation per subject (name -> path), in one pass over the windows; every model is open at once.
 
     `kv_type`: of the subjects' KV cache, in runtimes that have several.
 
@@ -92,10 +93,10 @@ def evaluate(
         ]
 
 
-def _quality(name: str, path: Path, runtime: str, text: Any, parts: list[Divergence], compared: bool) -> Quality:
+def _quality(name: str, path: Path, runtime: str, text: Any, parts: list[Divergence], compared: bool) -> Evaluation:
     n = sum(d.tokens for d in parts)
     per_window = [d.kl / d.tokens for d in parts]
-    return Quality(
+    return Evaluation(
         subject=name,
         sha256=sha256_tree(path),
         runtime=runtime,

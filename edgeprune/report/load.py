@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from edgeprune.errors import InputRejected
-from edgeprune.types import Artifact, DeviceProfile, Measurement, ModelSpec, Plan, Prediction, Quality, Record, Scores
+from edgeprune.evaluation import Evaluation
+from edgeprune.types import Artifact, DeviceProfile, Measurement, ModelSpec, Plan, Prediction, Record, Scores
 
 MAX_BYTES = 256 << 20  # raw samples of a long study stay far below
 RECORDS = ("plan", "device", "model", "scores", "artifacts", "measurements", "quality", "predictions", "run")
@@ -33,7 +34,7 @@ class Inputs:
     scores: Scores | None
     artifacts: tuple[Artifact, ...]
     measurements: tuple[Measurement, ...]
-    qualities: tuple[Quality, ...]
+    qualities: tuple[Evaluation, ...]
     predictions: dict[str, Prediction]
     run: Run
 
@@ -55,7 +56,7 @@ def read(folder: Path) -> Inputs:
         scores=_record(folder, "scores", Scores),
         artifacts=_record(folder, "artifacts", tuple[Artifact, ...]) or (),
         measurements=_record(folder, "measurements", tuple[Measurement, ...]) or (),
-        qualities=_record(folder, "quality", tuple[Quality, ...]) or (),
+        qualities=_record(folder, "quality", tuple[Evaluation, ...]) or (),
         predictions=_record(folder, "predictions", dict[str, Prediction]) or {},
         run=_record(folder, "run", Run) or Run(),
     )

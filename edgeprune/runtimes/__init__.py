@@ -39,6 +39,9 @@ class Session(Protocol):
     def decode(self, token: int) -> np.ndarray:
         """Append one token; logits (n_vocab,) float32. A view, valid until the next call."""
 
+    def rewind(self, n_tokens: int) -> bool:
+        """Keep the first n_tokens of the cache, which holds as many. Where it can't (a window has moved on): empty it, False."""
+
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits (len(tokens), n_vocab) float32 from an empty cache; leaves the cache unspecified."""
 

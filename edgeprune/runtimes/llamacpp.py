@@ -185,7 +185,6 @@ class LlamaSession(LlamaText):
         return out
 
     def rewind(self, n_tokens: int) -> bool:
-        """Keep the first n_tokens of the cache. Where it can't (a window has moved on, a recurrent state): empty it, False."""
         memory = self._open()
         whole = self._lib.llama_memory_seq_pos_min(memory, 0) <= 0  # nothing has been dropped
         if whole and self._lib.llama_memory_seq_rm(memory, 0, n_tokens, -1):

@@ -107,7 +107,6 @@ class _Session(FolderText):
         return self._run(self._all, self._all_binding, tokens[unasked:], out)
 
     def rewind(self, n_tokens: int) -> bool:
-        """Keep the first n_tokens of the cache."""
         self._n_past = n_tokens
         return True
 

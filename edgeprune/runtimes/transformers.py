@@ -79,6 +79,15 @@ class _Session(FolderText):
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return self._run(tokens, use_cache=False)
 
+    def rewind(self, n_tokens: int) -> bool:
+        try:
+            self._cache.crop(n_tokens - self._n_past)
+        except RuntimeError:  # a window has moved on
+            self.reset()
+            return False
+        self._n_past = n_tokens
+        return True
+
     def log_likelihoods(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], tick: Callable[[int], None]
     ) -> list[tuple[float, bool]]:
