@@ -41,7 +41,7 @@ def inspect_folder(ck: Checkpoint, name: str) -> ModelSpec:
                 ffn=half(i, family.FFN, there[i][1]),
                 sliding_window_tokens=d.windows[i],
                 rotates=d.ropes[i] is not None,
-                kv_elements_per_token=2 * d.n_kv_heads * d.head_dim if there[i][0] else 0,
+                kv_elements_per_token=2 * d.widths[i].n_kv_heads * d.head_dim if there[i][0] else 0,
             )
             for i in range(d.n_blocks)
         ),

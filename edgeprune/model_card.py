@@ -10,6 +10,7 @@ from edgeprune.blocks import is_portable
 from edgeprune.errors import InputRejected
 from edgeprune.healing import Healing
 from edgeprune.types import ModelSpec, Plan
+from edgeprune.width_plan import Widths, sizes
 
 INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -61,6 +62,36 @@ def model_card(
         "`plan.json` lists every block and where its two halves come from. Quality falls with every block removed:"
     ]
     lines += ["evaluate on your own task before use.", ""]
+    return "\n".join(lines)
+
+
+def width_card(folder: Path, spec: ModelSpec, after: ModelSpec, widths: Widths, base_model: str, command: str) -> str:
+    """README.md of a model made thinner, as `model_card`. `after` is the thinner model as it is in its files."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=base_model, model_name=f"{spec.name}-thinner", library_name="transformers",
+        pipeline_tag="text-generation", tags=["edgeprune", "pruned", "width-pruning"], **inherited(folder),
+    )  # fmt: skip
+    lines = ["---", data.to_yaml(), "---", ""]
+    lines += [f"# {spec.name}, thinner by {widths.method}", ""]
+    asked = f"{widths.ratio:.1%} of its blocks' parameters were to go, widths in steps of {widths.rounding}"
+    lines += [f"Made from `{base_model}` by edgeprune {__version__}: {asked}. {widths.source}. Nothing retrained.", ""]
+    lines += ["| | whole | thinner |", "|---|---|---|"]
+    lines += [f"| parameters | {spec.params / 1e6:.1f} M | {after.params / 1e6:.1f} M |"]
+    old, new = sizes(spec), sizes(after)
+    lines += [f"| {what} | {old[what]} | {new[what]} |" for what in old]
+    lines += ["", "```", command, "```", ""]
+    if any("-" in span for span in new.values()):
+        lines += [
+            "Layers differ in width (`per_layer_config` in config.json). Transformers reads that config and, as of 5.23, makes no",
+            "model of it; edgeprune exports it to GGUF and ONNX, measures and evaluates it.",
+            "",
+        ]
+    lines += [
+        "`widths.json` lists what is kept of every layer. Quality falls with width: evaluate on your own task.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def prune(
         partial.mkdir()
         write_weights(tensors, partial, progress)
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _carry(ck.folder, partial)
+        carry(ck.folder, partial)
         (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         (partial / "edgeprune.json").write_text(
             json.dumps(provenance(plan, base_model), indent=1) + "\n", encoding="utf-8"
@@ -134,7 +134,8 @@ def write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _carry(folder: Path, out: Path) -> None:
+def carry(folder: Path, out: Path) -> None:
+    """Tokenizer, chat template, generation config and licences, as they are."""
     for name in CARRIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)

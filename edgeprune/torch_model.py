@@ -53,6 +53,7 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
     from transformers import AutoModelForCausalLM
 
     checkpoint = open_checkpoint(folder)
+    refuse_uneven(checkpoint.config)
     on = on or device()
     dtype = dtype or ("float32" if on == "cpu" else "auto")
     n_bytes, limit = _weight_bytes(checkpoint, dtype), max_bytes or free_bytes(on)
@@ -151,6 +152,7 @@ def pruned_config(config: dict[str, Any], blocks: Blocks) -> dict[str, Any]:
     Raises InputRejected for a list of one entry per layer that the family does not know: it can't be guessed
     whether such state travels with the layer.
     """
+    refuse_uneven(config)
     family = families.for_model_type(config["model_type"])
     n, keep = config["num_hidden_layers"], [b.ffn if b.attn is None else b.attn for b in blocks]
     lists = family.per_layer(config)
@@ -162,6 +164,15 @@ def pruned_config(config: dict[str, Any], blocks: Blocks) -> dict[str, Any]:
             )
     sliced = {name: [values[i] for i in keep] for name, values in lists.items()}
     return {**config, **sliced, "num_hidden_layers": len(blocks)}
+
+
+def refuse_uneven(config: dict[str, Any]) -> None:
+    """Raises InputRejected for layers that differ in width, of which transformers makes no model."""
+    if config.get("per_layer_config"):
+        raise InputRejected(
+            "this model's layers differ in width: it can be exported, measured and evaluated as it is; what else there is to "
+            "remove or to heal comes before `edgeprune prune --width`"
+        )
 
 
 def view(model: Any, blocks: Blocks) -> Any:

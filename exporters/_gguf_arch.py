@@ -37,6 +37,11 @@ class Arch(NamedTuple):
     ties: bool | None = None  # None: output.weight is optional; else whether it is left out
     says: frozenset[str] = frozenset({"head_dim"})  # what its converter class writes though llama.cpp could derive it
 
+    @property
+    def optional_biases(self) -> bool:
+        """Whether it computes without those that are left out: graphs that take one of every projection ask for none."""
+        return self.biases == _ALL
+
 
 _LLAMA_SAYS = frozenset({"vocab_size", "rope_dim"})  # conversion/llama.py
 ARCHS = {a.name: a for a in (
@@ -57,9 +62,11 @@ ARCHS = {a.name: a for a in (
 DUMMY_FFN = 256  # width of a feed-forward of zeros: the least that K-quants take without falling back
 
 
-def arch_of(family: ModuleType, halves: Sequence[Half]) -> Arch:
-    whole = all(a and f for a, f in halves)
-    return ARCHS[family.GGUF_ARCH if whole else family.GGUF_ARCH_IRREGULAR]
+def arch_of(family: ModuleType, d: Decoder, halves: Sequence[Half]) -> Arch:
+    """The family's own, or, for what that has no place for, the one that keeps its sizes by the block."""
+    own, other = ARCHS[family.GGUF_ARCH], getattr(family, "GGUF_ARCH_IRREGULAR", None)
+    narrow = own.square and d.hidden != d.n_heads * d.head_dim and other is not None
+    return own if d.alike and not narrow and all(a and f for a, f in halves) else ARCHS[other]
 
 
 def score_factor(arch: Arch, d: Decoder) -> float:

@@ -29,10 +29,10 @@ def read_shape(config: dict[str, Any], family: ModuleType, halves: Sequence[Half
     Raises InputRejected, naming the config.json field or the block, for anything llama.cpp could not run faithfully.
     """
     d = family.decoder(config)
-    reason = families.refusal(family, "llamacpp", [rope is not None for rope in d.ropes], halves, tied)
+    reason = families.refusal(family, "llamacpp", [rope is not None for rope in d.ropes], halves, tied, d.alike)
     if reason:
         raise InputRejected(reason)
-    arch = arch_of(family, halves)
+    arch = arch_of(family, d, halves)
     check_fit(arch, d, tied)
     rope, factors = read_rope(arch, d, halves)
     keys = _sizes(arch, d, halves) | {f"rope.{k}": v for k, v in rope.items()} | _arithmetic(arch, d)
@@ -47,12 +47,13 @@ def read_shape(config: dict[str, Any], family: ModuleType, halves: Sequence[Half
 def _sizes(arch: Arch, d: Decoder, halves: Sequence[Half]) -> dict[str, Any]:
     """One number, or one per block where blocks differ. What lacks a half has no heads, or what stands in for it."""
     lone = 1 if arch.name == "openelm" else 0  # heads of a block without attention
+    blocks = [*zip(d.widths, halves, strict=True)]
     return {
         "block_count": d.n_blocks,
         "embedding_length": d.hidden,
-        "feed_forward_length": _one_or_list([d.ffn if ffn else DUMMY_FFN for _, ffn in halves]),
-        "attention.head_count": _one_or_list([d.n_heads if attn else lone for attn, _ in halves]),
-        "attention.head_count_kv": _one_or_list([d.n_kv_heads if attn else lone for attn, _ in halves]),
+        "feed_forward_length": _one_or_list([w.ffn if ffn else DUMMY_FFN for w, (_, ffn) in blocks]),
+        "attention.head_count": _one_or_list([w.n_heads if attn else lone for w, (attn, _) in blocks]),
+        "attention.head_count_kv": _one_or_list([w.n_kv_heads if attn else lone for w, (attn, _) in blocks]),
         "attention.layer_norm_rms_epsilon": d.norm_eps,
     } | _windows(arch, d, halves)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from edgeprune import families
-from edgeprune.checkpoint import Checkpoint, TensorEntry
+from edgeprune.checkpoint import Checkpoint, TensorEntry, read_tensor
 from edgeprune.errors import InputRejected
 from exporters._gguf_arch import DUMMY_FFN
 from exporters._gguf_shape import Shape
@@ -44,6 +44,8 @@ def plan_tensors(ck: Checkpoint, family: ModuleType, shape: Shape, quant: str) -
         if place.kind == "bias" and place.role not in arch.biases:
             raise InputRejected(f"{ck.folder}: {name} cannot be held by llama.cpp's {arch.name!r} arch; export to ONNX")
         entry = ck.tensors[name]
+        if place.kind == "bias" and arch.optional_biases and not read_tensor(ck, name).any():
+            continue
         if entry.dtype not in READABLE:
             raise InputRejected(f"{ck.folder}: {name} is {entry.dtype}; export from an unquantised model")
         planned.append(_one(place, entry, shape, quant))
@@ -55,8 +57,8 @@ def plan_tensors(ck: Checkpoint, family: ModuleType, shape: Shape, quant: str) -
 
 
 def _one(place: families.Place, entry: TensorEntry, shape: Shape, quant: str) -> Planned:
-    d, role = shape.decoder, place.role
-    block = "" if place.layer is None else f"blk.{place.layer}."
+    role, block = place.role, "" if place.layer is None else f"blk.{place.layer}."
+    d = shape.decoder.layer(place.layer or 0)
     heads = {"attn_q": d.n_heads, "attn_k": d.n_kv_heads}.get(role, 0) if shape.arch.interleaved else 0
     return Planned(
         f"{block}{role}.{place.kind}",

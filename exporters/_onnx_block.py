@@ -95,7 +95,7 @@ def _attention(c: Context, i: int, cache: int, x: str) -> str:
 
     Queries, keys and values go in packed, or apart where queries and keys are normed first.
     """
-    d, rope, out = c.source.decoder, c.ropes[i], f"{_at(i)}/attn"
+    d, rope, out = c.source.decoder.layer(i), c.ropes[i], f"{_at(i)}/attn"
     if c.source.has(i, "attn_qkv"):
         qkv = [_linear(c, i, ["attn_qkv"], x), "", ""]
     elif not c.source.has(i, "attn_q_norm"):
@@ -142,15 +142,15 @@ def _linear(c: Context, i: int, roles: list[str], x: str, scale: float = 1.0, ou
     out = out or f"{_at(i)}/{'attn_qkv' if len(roles) > 1 else roles[0]}"
     weights = [_scaled(c.source.read(i, role), scale) for role in roles]
     bits = c.bits(roles[-1], i)
-    if not any(c.source.has(i, role, "bias") for role in roles):
-        return c.graph.linear(x, f"{out}.weight", weights, out, bits)
-    product = c.graph.linear(x, f"{out}.weight", weights, f"{out}_product", bits)
     biases = [
         _scaled(c.source.read(i, role, "bias"), scale)
         if c.source.has(i, role, "bias")
         else np.zeros(len(w), np.float32)
         for role, w in zip(roles, weights, strict=True)
     ]
+    if not any(bias.any() for bias in biases):  # transformers has some for every projection or for none
+        return c.graph.linear(x, f"{out}.weight", weights, out, bits)
+    product = c.graph.linear(x, f"{out}.weight", weights, f"{out}_product", bits)
     c.graph.tensor(f"{out}.bias", (sum(map(len, biases)),), biases)
     return c.graph.node("Add", [product, f"{out}.bias"], out, domain="")
 

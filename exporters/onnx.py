@@ -108,13 +108,16 @@ def _open(folder: Path, quant: str) -> Source:
     for rope in d.ropes:
         if rope is not None:
             check_rope(rope, d.head_dim)
-    if d.n_heads % d.n_kv_heads:
-        raise InputRejected(
-            f"{folder}/config.json: {d.n_heads} heads can't share {d.n_kv_heads} key-value heads evenly"
-        )
-    widths = {d.hidden, d.ffn, d.n_heads * d.head_dim}
+    for w in d.widths:
+        if w.n_heads % w.n_kv_heads:
+            raise InputRejected(
+                f"{folder}/config.json: {w.n_heads} heads can't share {w.n_kv_heads} key-value heads evenly"
+            )
+    widths = {d.hidden, *(n for w in d.widths for n in (w.ffn, w.n_heads * d.head_dim))}
     if quant.startswith("int") and any(w % BLOCK for w in widths):
-        raise InputRejected(f"{folder}: {quant} needs widths divisible by {BLOCK}, found {sorted(widths)}; use fp32")
+        raise InputRejected(
+            f"{folder}: {quant} needs widths divisible by {BLOCK}, found {sorted(widths)}; use fp32, or prune with --round {BLOCK}"
+        )
     places = place(family, d, {name: e.shape for name, e in checkpoint.tensors.items()}, folder)
     source = Source(checkpoint, d, halves(checkpoint), {where: name for name, where in places.items()})
     if not _n_caches(source):
@@ -216,9 +219,10 @@ def _save(graph: GraphWriter, source: Source, path: Path, metadata: dict[str, st
     inputs = [value("input_ids", TensorProto.INT64, "batch_size", "sequence_length")]
     inputs.append(value("attention_mask", TensorProto.INT64, "batch_size", "total_sequence_length"))
     outputs = [value("logits", f, "batch_size", 1, d.vocab)]
-    for i in range(_n_caches(source)):
+    caches = [w.n_kv_heads for w, (attention, _) in zip(d.widths, source.halves, strict=True) if attention]
+    for i, n_kv_heads in enumerate(caches):
         for part in ("key", "value"):
-            cache = (f, "batch_size", d.n_kv_heads)
+            cache = (f, "batch_size", n_kv_heads)
             inputs.append(value(f"past_key_values.{i}.{part}", *cache, "past_sequence_length", d.head_dim))
             outputs.append(value(f"present.{i}.{part}", *cache, "total_sequence_length", d.head_dim))
     made = helper.make_graph(graph.nodes, "decoder", inputs, outputs, graph.initializers)

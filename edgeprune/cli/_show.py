@@ -16,6 +16,7 @@ from edgeprune.types import (
     Scores,
 )
 from edgeprune.units import show_bytes
+from edgeprune.width_plan import sizes
 
 
 def number(x: float | None, digits: int = 3) -> str:
@@ -23,7 +24,7 @@ def number(x: float | None, digits: int = 3) -> str:
 
 
 def model(s: ModelSpec) -> None:
-    kv = s.kv_elements_per_token
+    kv, w = s.kv_elements_per_token, sizes(s)
     rows = [
         ["family", f"{s.family} ({s.model_type}, {s.format})"],
         [
@@ -33,7 +34,7 @@ def model(s: ModelSpec) -> None:
         ],  # noqa: E501
         [
             "width",
-            f"{s.hidden_size}, feed-forward {s.intermediate_size}, {s.n_heads} heads of {s.head_dim}, {s.n_kv_heads} for keys and values",
+            f"{w['stream']}, feed-forward {w['feed-forward']}, {w['heads']} heads of {s.head_dim}, {w['groups']} for keys and values",
         ],  # noqa: E501
         ["parameters", f"{s.params / 1e6:.1f} M"],
         ["vocabulary", f"{s.vocab_size}, embeddings {'tied' if s.tied_embeddings else 'separate'}"],
@@ -80,6 +81,16 @@ def pruned(out: Path, before: ModelSpec, after: ModelSpec, p: Plan) -> None:
         f"removed {p.removed or 'nothing'}: {before.params / 1e6:.1f} M →"
         f" {after.params / 1e6:.1f} M parameters, {show_bytes(after.weight_bytes)}"
     )  # noqa: E501
+    say(f"wrote {out}")
+
+
+def thinner(out: Path, before: ModelSpec, after: ModelSpec) -> None:
+    old, new = sizes(before), sizes(after)
+    changed = [f"{what} {old[what]} → {new[what]}" for what in old if old[what] != new[what]]
+    say(
+        f"{', '.join(changed) or 'nothing removed'}: {before.params / 1e6:.1f} M → {after.params / 1e6:.1f} M parameters, "
+        f"{show_bytes(after.weight_bytes)}"
+    )
     say(f"wrote {out}")
 
 

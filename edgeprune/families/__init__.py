@@ -9,6 +9,9 @@ A family module says:
     decoder(config) -> Decoder   the model's shape and arithmetic, see _decoder
     per_layer(config) -> dict    config lists with one entry per layer, spelt out; they move with the attention
     GGUF_ARCH_IRREGULAR   (optional) the architecture that holds blocks without attention or feed-forward
+    OUTPUT_BIASES (optional) the config fields that give its projections biases, those of both output projections among them
+    UNDIVIDED     (optional) transformers refuses its configs where heads don't divide hidden_size: the `model_type` that
+                  computes the same without biases and is taken then, or None
     NOPE_EVERY    (optional) runtimes that skip rotation by the block's position: {runtime: every n-th}
 """
 
@@ -19,7 +22,7 @@ from typing import Any
 
 from edgeprune.catalog import did_you_mean, load_all
 from edgeprune.errors import InputRejected
-from edgeprune.families._decoder import Decoder
+from edgeprune.families._decoder import WIDTH_FIELDS, Decoder, Width
 from edgeprune.families._holds import Half, refusal
 from edgeprune.families._tensors import Place, is_tied, place
 
@@ -55,4 +58,7 @@ def key(module: ModuleType) -> str:
     return module.__name__.rsplit(".", 1)[-1]
 
 
-__all__ = ["Decoder", "Half", "Place", "decoder", "for_model_type", "is_tied", "key", "place", "refusal", "shape"]
+__all__ = [
+    "WIDTH_FIELDS", "Decoder", "Half", "Place", "Width", "decoder", "for_model_type", "is_tied", "key", "place", "refusal",
+    "shape",
+]  # fmt: skip

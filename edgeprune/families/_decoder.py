@@ -15,11 +15,25 @@ from typing import Any, NamedTuple
 
 from edgeprune.errors import InputRejected
 
+WIDTH_FIELDS = {
+    "ffn": "intermediate_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+}  # fmt: skip
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
+class Width(NamedTuple):
+    """What one block has of what width pruning takes out. Called as the fields of Decoder that they are the most of."""
+
+    ffn: int
+    n_heads: int
+    n_kv_heads: int
+
+
 class Decoder(NamedTuple):
-    """A model's shape and arithmetic. Per-layer values are tuples with one entry per block, and travel with attention."""
+    """A model's shape and arithmetic. Per-layer values are tuples with one entry per block, and travel with attention.
+
+    `ffn`, `n_heads` and `n_kv_heads` are the widest block's; each block's own are in `widths`.
+    """
 
     model_type: str
     n_blocks: int
@@ -35,6 +49,7 @@ class Decoder(NamedTuple):
     windows: tuple[int | None, ...]  # positions a token attends to, itself included; None = all
     ropes: tuple[dict[str, Any] | None, ...]  # rope_type, rope_theta, …; None = no rotation
     attention_scale: float  # of q·k
+    widths: tuple[Width, ...] = ()
     activation: str = "silu"  # or "gelu_tanh"
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
@@ -43,6 +58,15 @@ class Decoder(NamedTuple):
     attention_softcap: float | None = None  # c·tanh(scores / c)
     logit_softcap: float | None = None
     qk_norm_whole: bool = False  # query and key norms over all heads together, not each
+
+    def layer(self, i: int) -> Decoder:
+        """The decoder as block i sees it: with its own widths."""
+        return self._replace(**self.widths[i]._asdict())
+
+    @property
+    def alike(self) -> bool:
+        """Whether all blocks are equally wide."""
+        return len(set(self.widths)) == 1
 
 
 def common(
@@ -70,13 +94,14 @@ def common(
     eps = c.get("rms_norm_eps", 1e-6)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
         raise InputRejected(f"{where}: rms_norm_eps is {eps!r}, not a small positive number")
+    n_kv_heads = count({"num_key_value_heads": c.get("num_key_value_heads") or n_heads}, "num_key_value_heads")
+    most = Width(count(c, "intermediate_size"), n_heads, n_kv_heads)
     made = Decoder(
         model_type=c["model_type"],
         n_blocks=n_blocks,
         hidden=hidden,
-        ffn=count(c, "intermediate_size"),
-        n_heads=n_heads,
-        n_kv_heads=count({"num_key_value_heads": c.get("num_key_value_heads") or n_heads}, "num_key_value_heads"),
+        **most._asdict(),
+        widths=_widths(c.get("per_layer_config"), n_blocks, most),
         head_dim=head_dim,
         vocab=count(c, "vocab_size"),
         context_tokens=count(c, "max_position_embeddings"),
@@ -88,6 +113,24 @@ def common(
         activation=ACTIVATIONS[act],
     )
     return made, c
+
+
+def _widths(own: Any, n_blocks: int, most: Width) -> tuple[Width, ...]:
+    """transformers' `per_layer_config`, {layer: {field: value}}: what a layer has that differs from the fields beside it."""
+    out = [most] * n_blocks
+    for layer, said in own.items() if isinstance(own, dict) else []:
+        fields = said if isinstance(said, dict) else {}
+        if not fields or not {*fields} <= {*WIDTH_FIELDS.values()} or not layer.isdecimal() or int(layer) >= n_blocks:
+            raise InputRejected(
+                f"config.json: per_layer_config has {layer!r}: {said!r}; known are {', '.join(WIDTH_FIELDS.values())} of a layer"
+            )
+        width = most._replace(**{k: count(fields, name) for k, name in WIDTH_FIELDS.items() if name in fields})
+        if any(mine > widest for mine, widest in zip(width, most, strict=True)):
+            raise InputRejected(
+                f"config.json: per_layer_config makes layer {layer} wider than the fields beside it say"
+            )
+        out[int(layer)] = width
+    return tuple(out)
 
 
 def count(config: dict[str, Any], key: str) -> int:

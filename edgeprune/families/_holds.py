@@ -9,16 +9,21 @@ Half = tuple[bool, bool]  # whether a block has attention, and a feed-forward
 
 
 def refusal(
-    family: ModuleType, runtime: str, rotates: Sequence[bool], halves: Sequence[Half], tied: bool
+    family: ModuleType, runtime: str, rotates: Sequence[bool], halves: Sequence[Half], tied: bool, alike: bool = True
 ) -> str | None:
     """Why `runtime` can't run these blocks, and which cuts it could; None when it can.
 
-    `rotates`: per block, whether its attention has a rotary embedding. onnxruntime's graph is written block by block and
-    holds anything; llama.cpp's graphs are fixed per architecture. Windows and scales need no rule: GGUF says them.
+    `rotates`: per block, whether its attention has a rotary embedding. `alike`: all blocks are equally wide. onnxruntime's
+    graph is written block by block and holds anything; llama.cpp's graphs are fixed per architecture. Windows and scales
+    need no rule: GGUF says them.
     """
     if runtime != "llamacpp":
         return None
-    return _irregular(family, halves, tied) or _unrotated(family, rotates, halves)
+    return (
+        _irregular(family, halves, tied)
+        or (None if alike else _uneven(family, tied))
+        or _unrotated(family, rotates, halves)
+    )
 
 
 def _irregular(family: ModuleType, halves: Sequence[Half], tied: bool) -> str | None:
@@ -33,6 +38,17 @@ def _irregular(family: ModuleType, halves: Sequence[Half], tied: bool) -> str | 
     if arch == "deci" and not halves[0][0]:
         return f"llama.cpp needs attention in the first block (it reads the head size there); {instead}"
     return None
+
+
+def _uneven(family: ModuleType, tied: bool) -> str | None:
+    arch = getattr(family, "GGUF_ARCH_IRREGULAR", None)
+    if arch is not None and (arch != "openelm" or tied):
+        return None
+    untied = " with an output matrix of its own" if arch else ""
+    return (
+        f"llama.cpp has no architecture for {family.__name__.rsplit('.', 1)[-1]} models{untied} whose blocks differ in width "
+        "(for most it takes the first block's); prune to one width for all (--uniform), or export to ONNX"
+    )
 
 
 def _unrotated(family: ModuleType, rotates: Sequence[bool], halves: Sequence[Half]) -> str | None:

@@ -28,12 +28,14 @@ def place(family: ModuleType, d: Decoder, shapes: Mapping[str, tuple[int, ...]],
     Raises InputRejected for a tensor that is missing, of another shape, or not part of the family.
     """
     halves = {**family.ATTN, **family.FFN}
-    want = tensor_shapes(d, {**family.GLOBALS, **halves})
+    roles = {**family.GLOBALS, **halves}
+    of_width = {width: tensor_shapes(d._replace(**width._asdict()), roles) for width in {*d.widths}}
     tied = is_tied(d, shapes)
     found: dict[str, Place] = {}
     prefixes = [(None, family.GLOBALS, "")]
     prefixes += [(i, halves, family.LAYER.format(i=i)) for i in range(d.n_blocks)]
     for layer, roles, prefix in prefixes:
+        want = of_width[d.widths[layer or 0]]
         for path, role in roles.items():
             if role == "output" and tied:
                 continue

@@ -11,6 +11,7 @@ from edgeprune.families._llama_like import GLOBALS, IGNORED, LAYER, OUTPUTS
 MODEL_TYPES = ("gemma2",)
 GGUF_ARCH = "gemma2"
 PERMUTE_QK = False
+UNDIVIDED = None
 ATTN = {**like.ATTN, "post_attention_layernorm": "post_attention_norm"}
 FFN = {
     "pre_feedforward_layernorm": "ffn_norm",

@@ -16,6 +16,7 @@ from edgeprune.families.gemma2 import FFN, arithmetic
 MODEL_TYPES = ("gemma3_text",)
 GGUF_ARCH = "gemma3"
 PERMUTE_QK = False
+UNDIVIDED = None
 ATTN = {**_ATTN, **like.QK_NORMS}
 DEFAULTS = {
     **_DEFAULTS, "max_position_embeddings": 131072, "attn_logit_softcapping": None, "final_logit_softcapping": None,

@@ -11,6 +11,7 @@ from edgeprune.families._llama_like import ATTN, FFN, GLOBALS, IGNORED, LAYER, O
 MODEL_TYPES = ("granite",)
 GGUF_ARCH = "granite"
 PERMUTE_QK = True
+OUTPUT_BIASES = ("attention_bias", "mlp_bias")
 DEFAULTS = {
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
     "residual_multiplier": 1.0, "attention_multiplier": 1.0,

@@ -12,6 +12,8 @@ MODEL_TYPES = ("llama",)
 GGUF_ARCH = "llama"
 GGUF_ARCH_IRREGULAR = "deci"
 PERMUTE_QK = True
+UNDIVIDED = "mistral"
+OUTPUT_BIASES = ("attention_bias", "mlp_bias")
 DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 TINY = dict(like.TINY, model_type="llama", tie_word_embeddings=True)
 per_layer = like.nothing_per_layer

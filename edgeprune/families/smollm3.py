@@ -12,6 +12,7 @@ from edgeprune.families._llama_like import ATTN, FFN, GLOBALS, IGNORED, LAYER, O
 MODEL_TYPES = ("smollm3",)
 GGUF_ARCH = "smollm3"
 PERMUTE_QK = True
+OUTPUT_BIASES = ("attention_bias", "mlp_bias")
 # llama.cpp (src/models/smollm3.cpp) takes it from the layer's position: every fourth block, whatever the file says.
 NOPE_EVERY = {"llamacpp": 4}
 DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 2e6, "tie_word_embeddings": True}

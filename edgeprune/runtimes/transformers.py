@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeprune.checkpoint import open_checkpoint
 from edgeprune.errors import InputRejected, OutOfResources, UsageError
+from edgeprune.runtimes import _uneven as uneven
 from edgeprune.runtimes._tokenizer import FolderText
 
 
@@ -120,6 +121,8 @@ def _load(folder: Path) -> Any:
     logging.set_verbosity_error()
     options = dict(local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     try:
+        if open_checkpoint(folder).config.get("per_layer_config"):
+            return uneven.load(folder)
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     except MemoryError as e:
         raise OutOfResources(f"no memory to open {folder}: {e}") from None
