@@ -50,13 +50,19 @@ def room(student: Any, whole: Any, trainee: Trainee, window: int, limit: int, me
     tokens = max(window, MICRO_TOKENS[student.device.type])
     activations = backward_bytes(student, tokens)
     if weights + activations > limit:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(student)
         activations //= len(student.model.layers) // 2 or 1
     if weights + activations > limit:
         raise OutOfResources(
             f"{method} trains {trained} numbers and takes about {(weights + activations) / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
             "limit; train less (lora, perp), take a shorter --window, or raise --max-memory"
         )
+
+
+def recompute_activations(student: Any) -> None:
+    """A layer's at a time, for the gradient."""
+    name = "activation_checkpointing_enable"
+    getattr(student, name if hasattr(student, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def retrain(
 
     The weights kept are the best of those that are no worse than before on any kind of text; of none, nothing changes.
     """
+    import torch
+
     started = time.monotonic()
     recipe, asked = settings(healer, method, options)
     if precision not in PRECISIONS:
@@ -68,6 +70,7 @@ def retrain(
         student = load(start.folder, on="cpu", dtype="float32")
         all_here(whole, student, method)
         check_finite(student, job.spec)
+        torch.manual_seed(0)  # of what is drawn at first, in every process and after a kill
         trainee = healer.prepare(student, whole, Cut(plan.blocks, blocks), asked)
         settle(student, trainee, dtype)
         room(student, whole, trainee, max(len(e.tokens) for e in examples), work.max_bytes, method)

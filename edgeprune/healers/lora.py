@@ -38,6 +38,7 @@ def prepare(student: Any, whole: Any, cut: Cut, options: dict[str, Any]) -> Trai
         bias="none",
     )
     peft.inject_adapter_in_model(config, student)
+    student.eval()  # adapters come with their dropout on
     parameters = {name: p for name, p in student.named_parameters() if ".lora_" in name}
     train_these(student, parameters)
 
