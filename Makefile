@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 demo: setup
 	$(BIN)/edgeprune run --device host --max-mem 130MB --context 512 --kv-type f16 --windows 4 --max-steps 4 --effort 0 -o demo
 
-test: setup .venv/llama.cpp
+test: setup .venv/extras .venv/llama.cpp
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest
 
@@ -29,6 +29,11 @@ setup: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing; llama-cpp-python is compiled once, about 7 minutes, and then cached by pip."
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# What only some verbs need, and only the slow tests: about 3 minutes and 600 MB, of which lm-eval brings 45 packages.
+.venv/extras: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,eval]"
 	touch $@
 
 # llama.cpp's own sources, inside llama-cpp-python's sdist: its converter is what the tests compare with.

@@ -101,26 +101,33 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        def answer(numbered: tuple[int, Any]) -> str:
-            seed, (text, asked) = numbered[0], numbered[1].args
-            options = normalize_gen_kwargs(asked, self.max_gen_toks)
-            until, n_new = options["until"], options["max_gen_toks"]
-            if n_new >= self.max_length:
+        asked = []
+        for seed, request in enumerate(requests):
+            text, options = request.args
+            options = normalize_gen_kwargs(options, self.max_gen_toks)
+            room = self.max_length - options["max_gen_toks"]
+            if room < 1:
                 raise UsageError(
-                    f"a task asks for {n_new} new tokens in a context of {self.max_length}; ask for more --context"
+                    f"a task asks for {options['max_gen_toks']} new tokens in a context of {self.max_length}; "
+                    "ask for more --context"
                 )
             prompt = self.tok_encode(text)
-            kept = prompt[-(self.max_length - n_new) :]
-            self.n_cut += len(kept) < len(prompt)
+            self.n_cut += len(prompt) > room
+            asked.append((prompt[-room:], options, seed))
+
+        def answer(question: tuple[Tokens, dict[str, Any], int]) -> str:
+            prompt, options, seed = question
             sampling = Sampling(
                 options.get("temperature", 0.0), options.get("top_k", 0), options.get("top_p", 1.0), seed
             )
-            return self._chat.generate(kept, max_tokens=n_new, sampling=sampling, until=until).text
+            return self._chat.generate(
+                prompt, max_tokens=options["max_gen_toks"], sampling=sampling, until=options["until"]
+            ).text
 
         def told(done: int) -> None:
             self._tick("generating", done, len(requests))
 
-        return self._work.each(list(enumerate(requests)), answer, told)
+        return self._work.each(asked, answer, told)
 
     def _rated(self, pairs: list[tuple[Tokens, Tokens]]) -> list[tuple[float, bool]]:
         slices = [pairs[i : i + _SLICE] for i in range(0, len(pairs), _SLICE)]

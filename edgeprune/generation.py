@@ -1,6 +1,5 @@
-"""What a model writes, which perplexity hides: greedy continuations, how much they repeat, and small tasks with one right
-answer. Depth pruning is known to hurt there first (Men et al. 2024, arXiv:2403.03853, limitations; Sieberling et al. 2024,
-arXiv:2410.14649, section 4)."""
+"""What a model writes, which perplexity and choices among given answers do not show: greedy continuations, how much they
+repeat, and small tasks with one right answer."""
 
 from __future__ import annotations
 
@@ -107,7 +106,7 @@ def generate(
 
 
 def repetition(tokens: Sequence[T], n: int) -> float | None:
-    """seq-rep-n = 1 − distinct n-grams / n-grams (Welleck et al. 2020, arXiv:1908.04319, section 6.1); None without any."""
+    """seq-rep-n = 1 − distinct n-grams / n-grams (Welleck et al. 2020, arXiv:1908.04319); None without any."""
     grams = _grams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else None
 

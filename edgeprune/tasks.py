@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeprune import catalog
+from edgeprune.bench import runtime_for
 from edgeprune.catalog import did_you_mean
 from edgeprune.chat import Chat
 from edgeprune.errors import EdgepruneError, InputRejected, UsageError
@@ -35,7 +37,6 @@ ZEROSHOT = {
     "piqa": "piqa/piqa.yaml",
     "winogrande": "winogrande/default.yaml",
 }
-_NUMBERS = ("limit", "num_fewshot", "chat_template", "context_tokens", "kv_type", "precise")  # what scores depend on
 INSTALL = "tasks need lm-eval, which is not installed: pip install 'edgeprune[eval]'"
 
 
@@ -70,9 +71,9 @@ def suite(asked: Asked, output: Path | None = None, say: Callable[[str], None] =
         raise UsageError(INSTALL) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     specs = [s for task in asked.tasks for s in (ZEROSHOT if task == "zeroshot" else [task])]
-    if "zeroshot" in asked.tasks and asked.data is None:
+    if asked.data is None and (local := {"zeroshot", "hellaswag_1000"} & set(asked.tasks)):
         raise UsageError(
-            f"zeroshot needs its data: --task-data FOLDER with {', '.join(f'{n}.jsonl' for n in ZEROSHOT)}"
+            f"{local.pop()} needs its data: --task-data FOLDER with {', '.join(f'{n}.jsonl' for n in ZEROSHOT)}"
         )
     if asked.include is not None and not asked.include.is_dir():
         raise UsageError(f"{asked.include} is not a folder; --include-path takes one with task definitions")
@@ -80,7 +81,7 @@ def suite(asked: Asked, output: Path | None = None, say: Callable[[str], None] =
         folder = output / "tasks" if output else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if asked.data is not None:
             _write_definitions([s for s in specs if s in ZEROSHOT], asked.data, folder)
-        include = [str(p) for p in (asked.include, folder) if p is not None]
+        include = [str(p) for p in (asked.include, asked.data and folder) if p]
         manager = TaskManager(include_path=include, include_defaults=False)
         if not all(_is_task(manager, s) for s in specs):
             say("reading lm-eval's list of tasks")
@@ -94,29 +95,42 @@ def score(ready: Suite, name: str, path: Path, sha256: str, progress: Progress) 
 
     Raises UsageError for a context that is too short, InputRejected with lm-eval's reason where it can't run a task.
     """
-    import lm_eval
 
     asked = ready.asked
     folder = ready.output and ready.output / f"{Path(name).name}-{sha256[:8]}"
-    with Chat(
-        path, n_ctx=asked.context_tokens, n_threads=asked.n_threads, precise=asked.precise, kv_type=asked.kv_type
-    ) as chat:
-        question = {
-            "subject": name, "sha256": sha256, "runtime": chat.runtime, "harness": f"lm-eval {lm_eval.__version__}",
-            "tasks": ready.names, **{k: getattr(asked, k) for k in _NUMBERS}, "definitions": _definitions(ready),
-        }  # fmt: skip
-        question = json.loads(json.dumps(question))
-        if folder and (kept := _kept(folder, question)) is not None:
-            return kept
-        log_path = folder and folder.with_name(folder.name + ".log")
-        with Log.opened(log_path, question) as log:
-            results, n_cut = _run(ready, chat, Work(log), name, sha256, progress)
-            found = _scores(results, question, n_cut)
-            if folder:
-                _keep(folder, results, question, found)
+    question = _question(ready, name, path, sha256)
+    if folder and (kept := _kept(folder, question)) is not None:
+        return kept
+    log_path = folder and folder.with_name(folder.name + ".log")
+    options = dict(n_threads=asked.n_threads, precise=asked.precise, kv_type=asked.kv_type)
+    with Chat(path, n_ctx=asked.context_tokens, **options) as chat, Log.opened(log_path, question) as log:
+        results, n_cut = _run(ready, chat, Work(log), name, sha256, progress)
+        found = _scores(results, question, n_cut)
+        if folder:
+            _keep(folder, results, question, found)
     if log_path:
         log_path.unlink(missing_ok=True)
     return found
+
+
+def _question(ready: Suite, name: str, path: Path, sha256: str) -> dict[str, Any]:
+    """All that scores depend on, as JSON gives it back."""
+    import lm_eval
+
+    asked, own = ready.asked, {}
+    if asked.include:
+        own["include"] = sha256_tree(asked.include)
+    if asked.data:
+        own |= {n: sha256_file(asked.data / f"{n}.jsonl") for n in ready.names if n in ZEROSHOT}
+    runtime = runtime_for(path)
+    found = {
+        "subject": name, "sha256": sha256, "runtime": runtime,
+        "build": catalog.load("edgeprune.runtimes", runtime).version(),
+        "harness": f"lm-eval {lm_eval.__version__}", "tasks": ready.names, "not_lm_evals_own": own,
+        "limit": asked.limit, "num_fewshot": asked.num_fewshot, "chat_template": asked.chat_template,
+        "context_tokens": asked.context_tokens, "kv_type": asked.kv_type, "precise": asked.precise,
+    }  # fmt: skip
+    return json.loads(json.dumps(found))
 
 
 def _run(
@@ -170,16 +184,6 @@ def _scores(results: dict[str, Any], question: dict[str, Any], n_cut: int) -> Ta
         harness=question["harness"], context_tokens=question["context_tokens"], n_cut=n_cut,
         chat_template=question["chat_template"], scores=tuple(found),
     )  # fmt: skip
-
-
-def _definitions(ready: Suite) -> dict[str, str]:
-    """SHA-256 of the definitions and data that are not lm-eval's own."""
-    found = {}
-    if ready.asked.include:
-        found["include"] = sha256_tree(ready.asked.include)
-    if ready.asked.data:
-        found |= {n: sha256_file(ready.asked.data / f"{n}.jsonl") for n in ready.names if n in ZEROSHOT}
-    return found
 
 
 def _keep(folder: Path, results: dict[str, Any], question: dict[str, Any], found: TaskScores) -> None:
