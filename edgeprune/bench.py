@@ -102,9 +102,10 @@ class Protocol:
         self.single: list[int] = []
 
     def warm_up(self) -> None:
-        self._at_depth()
+        """From an empty cache, as llama-bench does: the depth's own prefill comes before every timing."""
+        self.session.reset()
         self.session.prefill(self._tokens(max(self.workload.n_prompt, 1)))
-        self._at_depth()
+        self.session.reset()
         self.session.decode(self._tokens(1)[0])
 
     def repeat(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeprune import __version__, bench, catalog, cost, heal, model, plan, prune
+from edgeprune._run_facts import chat_templates, environment, fewer_bits, late_workloads
 from edgeprune.blocks import whole
 from edgeprune.calibration import keep_apart, read_texts
 from edgeprune.errors import EdgepruneError, UsageError
@@ -48,6 +49,7 @@ class Options(NamedTuple):
     exports: tuple[str, ...] = DEFAULT_EXPORTS
     baseline: bool = True
     workload: Workload = Workload()
+    depths: tuple[int, ...] | None = None  # of the context, at which decoding is timed too; None: its end
     mode: str | None = None
     heal: str = "none"  # or a healer
 
@@ -94,6 +96,7 @@ def run(
     _claim(out)
     journal = Journal(out / "journal.json", say)
     _write(out / "model.json", spec)
+    late_workloads(options.depths, Workload(context_tokens=budget.context_tokens))
     base = _base(source, spec, out, journal)
     if options.heal != "none":
         heal.check(base, options.heal)
@@ -113,14 +116,16 @@ def run(
 
     journal.step("prune", [made.digest(), spec.fingerprint, command], [out / "pruned"], do_prune)
     final = _heal(base, spec, made, out, options, base_model, command, journal, progress)
-    artifacts = _export_all(base, final, spec, made, out, options, journal, progress)
+    artifacts = _export_all(base, final, spec, made, device, out, options, journal, progress)
     _write_list(out / "artifacts.json", artifacts)
     _write_predictions(spec, made, device, budget, artifacts, out, options.mode)
-    _measure_all(artifacts, out, workload(options.workload, budget, made), journal, progress)
+    _measure_all(artifacts, made, out, options, workload(options.workload, budget, made), journal, progress)
     _evaluate(base, final, spec, made, artifacts, scores, out, options, journal, progress)
-    write_text(
-        out / "run.json", json.dumps({"command": command, "environment": environment()}, indent=1) + "\n", force=True
+    templates = chat_templates(
+        {"whole": base, "pruned": out / "pruned"} | ({} if final.name == "pruned" else {final.name: final})
     )
+    told = {"command": command, "environment": environment(), "chat_templates": templates}
+    write_text(out / "run.json", json.dumps(told, indent=1) + "\n", force=True)
     return made
 
 
@@ -196,6 +201,7 @@ def _export_all(
     final: Path,
     spec: ModelSpec,
     made: Plan,
+    device: DeviceProfile,
     out: Path,
     options: Options,
     journal: Journal,
@@ -208,6 +214,8 @@ def _export_all(
     jobs = [(final, name, "") for name in wanted]
     if options.baseline and made.removed:
         jobs.append((base, planned, "whole/"))
+        if fewer := fewer_bits(spec, made, device):
+            jobs.append((base, f"{formats()[made.runtime]}:{fewer}", "whole/"))
     artifacts = []
     for folder, name, prefix in jobs:
         fmt, quant = _split(name)
@@ -247,14 +255,22 @@ def workload(base: Workload, budget: Budget, made: Plan) -> Workload:
     return base.model_copy(update={**sizes, "kv_type": made.kv_type if made.runtime == "llamacpp" else None})
 
 
-def _measure_all(artifacts: list[Artifact], out: Path, load: Workload, journal: Journal, progress: Progress) -> None:
-    """All in one step: numbers to be compared belong to one run."""
+def _measure_all(
+    artifacts: list[Artifact], made: Plan, out: Path, options: Options, load: Workload, journal: Journal, progress: Progress
+) -> None:  # fmt: skip
+    """All in one step: numbers to be compared belong to one run. Late in the context, only what the plan is judged by."""
     path = out / "measurements.json"
+    judged = [a for a in artifacts if a is artifacts[0] or a.path.startswith("whole/")]  # the planned file is the first
+    late = late_workloads(options.depths, load)
 
     def work() -> None:
-        _write_list(path, bench.measure({a.path: out / a.path for a in artifacts}, load, progress=progress))
+        found = bench.measure({a.path: out / a.path for a in artifacts}, load, progress=progress)
+        for at_depth in late:
+            found += bench.measure({a.path: out / a.path for a in judged}, at_depth, progress=progress)
+        _write_list(path, found)
 
-    journal.step("measure", [[(a.path, a.sha256) for a in artifacts], load.model_dump()], [path], work)
+    inputs = [[(a.path, a.sha256) for a in artifacts], load.model_dump(), [w.n_depth for w in late]]
+    journal.step("measure", inputs, [path], work)
 
 
 def _evaluate(
@@ -289,7 +305,7 @@ def _write_predictions(
 ) -> None:
     found: dict[str, Prediction] = {}
     for a in artifacts:
-        blocks = made.blocks if a.n_blocks == len(made.blocks) else whole(spec.n_blocks)
+        blocks = whole(spec.n_blocks) if a.path.startswith("whole/") else made.blocks
         runtime = catalog.load("exporters", a.format).RUNTIME
         backend = made.backend if runtime == made.runtime else cost.best_backend(device, runtime)
         if backend is None:
@@ -300,23 +316,6 @@ def _write_predictions(
         )
     text = json.dumps({k: p.model_dump(mode="json") for k, p in found.items()}, indent=1)
     write_text(out / "predictions.json", text + "\n", force=True)
-
-
-def environment() -> dict[str, str]:
-    """Versions of everything that took part."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    out = {"edgeprune": __version__, "python": platform.python_version()}
-    packages = (
-        "torch transformers accelerate gguf llama-cpp-python onnx onnxruntime onnxruntime-genai numpy safetensors"
-    )
-    for name in packages.split():
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return out
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def test_the_protocol_is_llama_benchs():
     protocol.warm_up()
     protocol.repeat()
     protocol.repeat()
-    warm_up = ["reset", "prefill 3", "prefill 5", "reset", "prefill 3", "decode"]
+    warm_up = ["reset", "prefill 5", "reset", "decode"]
     repetition = ["reset", "prefill 3", "prefill 5", "reset", "prefill 3", "decode", "decode"]
     assert session.log == warm_up + 2 * repetition
     assert (len(protocol.prefill), len(protocol.decode), len(protocol.single)) == (2, 2, 4)

@@ -207,11 +207,11 @@ def svgs(page: str) -> list[ET.Element]:
 
 def test_plots_are_xml_and_complete(page):
     found = [s for s in svgs(page) if s.get("class") == "plot"]
-    assert len(found) == 6 and all(s.get("aria-label") for s in found)
+    assert len(found) == 7 and all(s.get("aria-label") for s in found)
     assert "#010203" not in page and "var(--accent)" in page
     decode = next(s for s in found if s.get("aria-label").startswith("decode"))
     words = {t.text for t in decode.iter(f"{SVG}text")}
-    assert {"74.6", "62.1", "1.20×", "asked 70"} <= words
+    assert {"74.6  1.20×", "62.1", "asked 70"} <= words
 
 
 def test_the_strip_shows_every_sub_layer_once(page):
@@ -261,7 +261,7 @@ def test_hostile_strings_are_inert(tmp_path):
     assert widths and set(widths) <= {3, 5, 6, 8, 9, 10, 11}
 
 
-# --- the three files ----------------------------------------------------------------------------
+# --- the files ----------------------------------------------------------------------------
 
 
 def test_same_records_same_bytes(standard, page, tmp_path):
@@ -271,10 +271,10 @@ def test_same_records_same_bytes(standard, page, tmp_path):
     assert report_module.render_md(again) == report_module.render_md(standard)
 
 
-def test_three_files_tell_the_same(tmp_path):
+def test_the_files_tell_the_same(tmp_path):
     report = made(tmp_path)
-    page, text, data = report_module.write(report, tmp_path / "report.html")
-    assert [p.name for p in (page, text, data)] == ["report.html", "report.md", "report.json"]
+    page, text, data, sheet = report_module.write(report, tmp_path / "report.html")
+    assert [p.name for p in (page, text, data, sheet)] == ["report.html", "report.md", "report.json", "report.csv"]
     again = type(report).from_json(data.read_text())
     assert again == report and again.headline == report.headline
     shown = re.sub(r"<(style|svg).*?</\1>", "", page.read_text(), flags=re.S)

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from edgeprune.files import check_sums
-from edgeprune.types import Plan, Report
+from edgeprune.report.record import Report
+from edgeprune.types import Plan
 
 
 def edgeprune(*args, code=0):
@@ -41,11 +42,14 @@ def test_run_plans_makes_measures_reports_and_resumes(tiny_folder, tmp_path):
     assert len(plan.blocks) == 5 and plan.prediction.memory_bytes < whole
     check_sums(out / "pruned")
     report = Report.from_json((out / "report.json").read_text())
-    assert [a.path.split("/")[0] for a in report.artifacts] == ["gguf", "onnx", "whole"]
-    assert [a.n_blocks for a in report.artifacts] == [5, 5, 6]
-    assert len(report.measurements) == 3 and {m.artifact for m in report.measurements} == {
-        a.path for a in report.artifacts
-    }
+    assert [a.path.split("/")[0] for a in report.artifacts] == ["gguf", "onnx", "whole", "whole"]
+    assert [a.n_blocks for a in report.artifacts] == [5, 5, 6, 6]
+    asked, fewer = report.artifacts[2:]
+    assert asked.quant == "Q8_0" != fewer.quant, "the whole model in as many bits, and in fewer"
+    timed = [(m.artifact, m.workload.n_depth) for m in report.measurements]
+    judged = [a.path for a in report.artifacts if a.format == "gguf"]
+    assert timed == [(a.path, 0) for a in report.artifacts] + [(path, 128 - 32) for path in judged]
+    assert list(report.chat_templates) == ["whole", "pruned"] and len(set(report.chat_templates.values())) == 1
     assert {q.subject for q in report.qualities} == {"whole", "pruned"} | {a.path for a in report.artifacts}
     assert [v.line for v in report.verdict] == ["memory"] and report.verdict[0].verdict in (
         "met",
@@ -56,7 +60,7 @@ def test_run_plans_makes_measures_reports_and_resumes(tiny_folder, tmp_path):
 
     before = written(out)
     again = edgeprune(*command)
-    assert again.stderr.count("already done") == 7  # score, prune, three exports, measure, evaluate
+    assert again.stderr.count("already done") == 8  # score, prune, four exports, measure, evaluate
     changed = {k for k, v in written(out).items() if before.get(k) != v}
     assert not {k for k in changed if k.startswith(("pruned", "gguf", "onnx", "whole"))}
     assert Report.from_json((out / "report.json").read_text()) == report

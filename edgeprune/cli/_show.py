@@ -12,7 +12,6 @@ from edgeprune.types import (
     ModelSpec,
     Plan,
     Quality,
-    Report,
     Scores,
 )
 from edgeprune.units import show_bytes
@@ -140,50 +139,3 @@ def qualities(found: list[Quality]) -> None:
     say(
         f"{t.tokens} tokens of {t.name}, windows of {t.context_tokens}, stride {t.stride_tokens}, sha256 {t.sha256[:16]}"
     )
-
-
-def report(r: Report, paths: list[Path]) -> None:
-    say(getattr(r, "headline", "") or r.title)
-    rows = []
-    for v in r.verdict:
-        show = (
-            show_bytes if v.unit == "bytes" else lambda x, u=v.unit: "not measured" if x is None else f"{number(x)} {u}"
-        )
-        rows.append([v.line, show(v.asked), show(v.predicted), show(v.measured), v.verdict])
-    table(None, ["budget", "asked", "predicted", "measured", "verdict"], rows)
-    quality = {q.subject: q for q in r.qualities}
-    rows = []
-    for a in r.artifacts:
-        m = next((m for m in r.measurements if m.artifact == a.path), None)
-        p, q = r.predictions.get(a.path), quality.get(a.path)
-        rows.append(
-            [
-                a.path,
-                str(a.n_blocks),
-                f"{a.bytes / 1e6:.1f}",
-                f"{p.memory_bytes / 1e6:.0f} / {_mb(m)}" if p else "",
-                f"{number(p.decode_tok_per_s)} / {_median(m)}" if p else "",
-                number(q.perplexity, 4) if q else "not measured",
-                number(q.kl) if q else "not measured",
-            ]
-        )
-    columns = [
-        "artifact",
-        "blocks",
-        "file, MB",
-        "memory, MB\npredicted / measured",
-        "decode, tok/s\npredicted / measured",
-    ]
-    table(None, [*columns, "perplexity", "KL"], rows, right=(1, 2, 3, 4, 5, 6))
-    for path in paths:
-        say(f"wrote {path}")
-
-
-def _mb(m: Measurement | None) -> str:
-    return "not measured" if m is None else f"{m.memory_bytes / 1e6:.0f}"
-
-
-def _median(m: Measurement | None) -> str:
-    if m is None or not m.decode_samples_ns:
-        return "not measured"
-    return f"{m.workload.n_gen * 1e9 / statistics.median(m.decode_samples_ns):.1f}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.cli import _show
+from edgeprune.cli import _show_report
 from edgeprune.cli._app import verb
 from edgeprune.cli._options import Force, Json
 from edgeprune.cli._terminal import emit
@@ -25,4 +25,4 @@ def report(
 
     made = reporting.build(folder)
     paths = reporting.write(made, output or folder / "report.html", force)
-    emit(made) if json else _show.report(made, paths)
+    emit(made) if json else _show_report.report(made, paths)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.cli import _show
+from edgeprune.cli import _show_report
 from edgeprune.cli._app import budget_of, command_line, device_profile, verb
 from edgeprune.cli._options import (
     Calibration,
@@ -74,7 +74,19 @@ def run(
             "--export", help="FORMAT:QUANT, repeatable. Default: gguf:Q8_0 gguf:Q4_K_M onnx:int8 onnx:int4-mixed."
         ),
     ] = None,  # noqa: E501
-    baseline: Annotated[bool, typer.Option(help="Also measure the whole model at the planned quantisation.")] = True,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            help="Also the whole model, at the planned quantisation and in fewer bits at about the same bytes."
+        ),
+    ] = True,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="Also time decoding after so many tokens, repeatable; 0: not at all. Default: at the end of --context.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score, plan, prune, export, measure, evaluate and report in one folder, skipping what is done and verified."""
@@ -98,7 +110,7 @@ def run(
     options = running.Options(
         metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows,
         context=window, max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
-        heal=heal,
+        heal=heal, depths=None if depth is None else tuple(depth),
     )  # fmt: skip
     note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")
     with progress() as tick:
@@ -109,4 +121,4 @@ def run(
         )  # fmt: skip
     made = reporting.build(output)
     paths = reporting.write(made, output / "report.html", force=True)
-    emit(made) if json else _show.report(made, paths)
+    emit(made) if json else _show_report.report(made, paths)

@@ -1,26 +1,20 @@
-"""A run folder's records -> a report a deployment reviewer can sign: HTML, and the same facts as Markdown and JSON.
+"""Run folders' records -> a report a deployment reviewer can sign: HTML, and the same facts as Markdown, JSON and CSV.
 
-Nothing here measures, and nothing asks the clock: the same records give the same bytes. What the folder
-does not hold is called "not measured". Only plan.json is required.
+Nothing here measures, and nothing asks the clock: the same records give the same bytes. What a folder does not hold is
+called "not measured". Only plan.json is required.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from edgeprune.errors import UsageError
 from edgeprune.files import write_text
-from edgeprune.report import appendix, doc, facts, front, load, verdict, words
-from edgeprune.report.text import MARKS, clean, runtime_name
-from edgeprune.types import Report
+from edgeprune.report import appendix, budget, doc, facts, fit, load, page, quality, risks, sheet, speed, verdict, words
+from edgeprune.report.record import Report
+from edgeprune.report.text import runtime_name
 
-TEMPLATES = Path(__file__).parent / "templates"
-KINDS = {
-    "measured": "read from a process or a file",
-    "predicted": "computed by edgeprune's cost model from the plan",
-    "prior": "typical of other models or machines, not fitted to this one",
-}
+__all__ = ["Report", "build", "render_csv", "render_html", "render_md", "sections", "write", "write_all"]
 
 
 def build(folder: Path) -> Report:
@@ -50,6 +44,7 @@ def build(folder: Path) -> Report:
         device=device,
         model=model,
         scores=scores,
+        healing=found.healing,
         verdict=(),
         artifacts=found.artifacts,
         measurements=found.measurements,
@@ -59,36 +54,63 @@ def build(folder: Path) -> Report:
         risks=(),
         environment={k: appendix.flat(v) for k, v in found.run.environment.items()},
         command=found.run.command,
+        chat_templates=found.run.chat_templates,
         created=found.run.created or (times[-1] if times else ""),
     )
     row = facts.planned_row(facts.rows(report))
-    report = report.model_copy(update={"verdict": facts.budget_lines(plan, row)})
+    report = report.model_copy(update={"verdict": budget.budget_lines(plan, row)})
     return report.model_copy(
         update={
             "headline": words.headline(report),
-            "not_measured": words.not_measured(report),
-            "risks": (*notes, *words.risks(report)),
+            "not_measured": risks.not_measured(report),
+            "risks": (*notes, *risks.risks(report)),
         }
     )
 
 
 def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
-    """Write OUT.html, OUT.md and OUT.json, each complete or not at all; returns the three paths.
+    """Write OUT.html, OUT.md, OUT.json and OUT.csv; returns the paths. Raises as write_all."""
+    as_page = _page(report)
+    texts = {
+        "html": page.to_html(as_page),
+        "md": doc.to_markdown(as_page),
+        "json": report.to_json(),
+        "csv": render_csv(report),
+    }
+    return write_all(texts, out_html, force)
 
-    Raises UsageError when one exists (unless `force`) or the name would fall on a record of the run.
+
+def write_all(texts: dict[str, str], out_html: Path, force: bool) -> list[Path]:
+    """Texts by suffix beside each other under OUT's name, each complete or not at all.
+
+    Raises UsageError when one exists (unless `force`) or the name would fall on a record of a run.
     """
     out = Path(out_html)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"a report was asked for as {out.name}; name a file that ends in .html")
     if out.stem in load.RECORDS:
         raise UsageError(f"{out.stem}.json is a record of a run; name the report otherwise, for example report.html")
-    outs = [out, out.with_suffix(".md"), out.with_suffix(".json")]
+    outs = [out if kind == "html" else out.with_suffix(f".{kind}") for kind in texts]
     for path in outs:
         if path.exists() and not force:
             raise UsageError(f"{path} exists; choose another output, or pass --force to replace it")
-    for path, text in zip(outs, (render_html(report), render_md(report), report.to_json()), strict=True):
+    for path, text in zip(outs, texts.values(), strict=True):
         write_text(path, text, force)
     return outs
+
+
+def render_html(report: Report) -> str:
+    """One self-contained page: no scripts, nothing loaded, plots inline."""
+    return page.to_html(_page(report))
+
+
+def render_md(report: Report) -> str:
+    return doc.to_markdown(_page(report))
+
+
+def render_csv(report: Report) -> str:
+    """A line per file, raw figures."""
+    return sheet.to_csv(report, facts.rows(report))
 
 
 def sections(report: Report) -> list[doc.Section]:
@@ -96,47 +118,29 @@ def sections(report: Report) -> list[doc.Section]:
     table = facts.rows(report)
     first = [
         verdict.verdict(report, table),
-        front.removal(report),
-        front.fit(report, table),
-        front.quality(report, table),
-        front.speed(report, table),
+        fit.removal(report),
+        fit.fit(report, table),
+        quality.quality(report, table),
+        speed.speed(report, table),
     ]
-    return first + appendix.all_after_speed(report)
+    return first + appendix.all_after_speed(report, table)
 
 
-def render_html(report: Report) -> str:
-    """One self-contained page: no scripts, nothing loaded, plots inline."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+def _page(report: Report) -> doc.Page:
+    def draw() -> dict[str, str]:
+        from edgeprune.report import plots
 
-    from edgeprune.report import plots, strip
+        return plots.plots(report)
 
-    def finalize(value: Any) -> Any:
-        return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    env = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=finalize,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    blocks, n = report.plan.blocks, report.plan.n_blocks_whole
-    return env.get_template("report.html.j2").render(
-        report=report,
+    return doc.Page(
+        eyebrow="Deployment report",
+        title=report.title,
+        headline=report.headline,
+        tone=words.tone(report),
         lead=_lead(report),
-        sections=sections(report),
-        plots={name: Markup(svg) for name, svg in plots.plots(report).items()},
-        strips=[
-            Markup(strip.strip(blocks, n)),
-            Markup(strip.strip(blocks, n, per_line=14, narrow=True)),
-        ],
-        swatches={name: Markup(svg) for name, svg in strip.swatches().items()},
-        marks=MARKS,
-        kinds=KINDS,
-        tone=_tone(report),
+        sections=tuple(sections(report)),
+        plots=draw,
     )
-
-
-def render_md(report: Report) -> str:
-    return doc.to_markdown(report.title, report.headline, _lead(report), sections(report))
 
 
 def _lead(report: Report) -> str:
@@ -148,13 +152,3 @@ def _lead(report: Report) -> str:
     if report.created:
         parts.append(f"records of {report.created}")
     return "; ".join(parts) + "."
-
-
-def _tone(report: Report) -> str:
-    verdicts = {line.verdict for line in report.verdict}
-    if "missed" in verdicts:
-        return "bad"
-    found = facts.damage(report, facts.rows(report))
-    if found is None or found.ratio is None or found.ratio >= words.MUCH_WORSE:
-        return "warn"
-    return "warn" if "not measured" in verdicts or not verdicts else "good"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from edgeprune.report import facts
-from edgeprune.report.doc import Code, Facts, Items, Section, SignOff, Table, Text
+from edgeprune.report.cells import foretold
+from edgeprune.report.doc import Code, Facts, Figures, Items, Section, SignOff, Table, Text
 from edgeprune.report.facts import Row
-from edgeprune.report.front import speed_kind
+from edgeprune.report.record import Report
 from edgeprune.report.text import Cell, Num, figure, num, runtime_name, size
 from edgeprune.report.words import removed_text
-from edgeprune.types import Figure, Prediction, Report
+from edgeprune.types import Figure, Prediction
 from edgeprune.units import show_bytes
 
 MAX_ALTERNATIVES = 40
@@ -51,15 +52,16 @@ def alternatives(report: Report) -> Section:
         text += f" {len(plan.alternatives) - len(lost)} more are in the JSON."
     if not lost:
         text = "The plan names no alternatives."
-    return Section("alternatives", "Alternatives considered", (Text(text), Table(columns, tuple(rows), strong=(0,))))
+    parts = [Text(text), Table(columns, tuple(rows), strong=(0,))]
+    if plan.front:
+        see = "What the planner expected of every candidate that none beats in damage, memory and speed at once, with 90 % intervals."
+        parts.append(Figures((("front", "The planner's front, predicted", see),)))
+    return Section("alternatives", "Alternatives considered", tuple(parts))
 
 
 def _row(
     quant: str, runtime: str, n: int, removed: str, kl: float | None, quant_kl: float | None, p: Prediction, why: str
 ) -> tuple[Cell, ...]:
-    speed = (
-        num(p.decode_tok_per_s, speed_kind(p)) if p.decode_tok_per_s is not None else Num("not predicted", tone="mute")
-    )
     return (
         Num(quant, sub=runtime_name(runtime) + (", chosen" if why == "chosen" else "")),
         str(n),
@@ -67,7 +69,7 @@ def _row(
         num(kl, "measured"),
         num(quant_kl, "prior") if quant_kl is not None else Num("no prior", tone="mute"),
         size(p.memory_bytes, "predicted"),
-        speed,
+        foretold(p),
         "–" if why == "chosen" else why,
     )
 
@@ -155,6 +157,7 @@ def reproduction(report: Report, table: list[Row]) -> Section:
     ]
     if plan.scores_sha256:
         pairs.append(("scores, SHA-256", plan.scores_sha256))
+    pairs += [(f"chat template of {name}, SHA-256", sha) for name, sha in report.chat_templates.items()]
     parts.append(Facts(tuple(pairs)))
     if table:
         rows = tuple(
@@ -164,7 +167,8 @@ def reproduction(report: Report, table: list[Row]) -> Section:
             Table(
                 ("File", "Size", "SHA-256", "Largest logit error", "KL to torch"),
                 rows,
-                "Errors are against torch on the exporter's check prompt; quantised files differ by what quantisation costs.",
+                "Of a folder, SHA-256 is that of its SHA256SUMS; `sha256sum -c SHA256SUMS` inside it checks the files. Errors are "
+                "against torch on the exporter's check prompt; quantised files differ by what quantisation costs.",
             )
         )
     return Section("reproduction", "Reproduction", tuple(parts))
@@ -175,10 +179,18 @@ def _agreement(r: Row) -> tuple[Cell, Cell]:
     return num(a.max_logit_error, "measured"), num(a.mean_kl, "measured")
 
 
-def sign_off() -> Section:
-    return Section("signoff", "Sign-off", (SignOff(),))
+def sign_off(report: Report, table: list[Row]) -> Section:
+    row = facts.planned_row(table)
+    file = f"{row.artifact.path}, SHA-256 {row.artifact.sha256}" if row else "no file: none is listed"
+    text = f"Signed for is {file}; plan.json, SHA-256 {report.plan.digest()}."
+    return Section("signoff", "Sign-off", (Text(text), SignOff()))
 
 
-def all_after_speed(report: Report) -> list[Section]:
-    table = facts.rows(report)
-    return [alternatives(report), risks(report), environment(report, table), reproduction(report, table), sign_off()]
+def all_after_speed(report: Report, table: list[Row]) -> list[Section]:
+    return [
+        alternatives(report),
+        risks(report),
+        environment(report, table),
+        reproduction(report, table),
+        sign_off(report, table),
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgeprune.report.text import MARKS, Cell, Num, fence, markdown
+from edgeprune.types import Blocks
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    title: str = ""
     strong: tuple[int, ...] = ()
     kind: str = "table"
 
@@ -56,6 +59,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Strip:
+    """Which halves of which layers stay."""
+
+    blocks: Blocks
+    n_blocks: int
+    title: str = ""
     kind: str = "strip"
 
 
@@ -76,14 +84,25 @@ class Section:
     parts: tuple[Part, ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class Page:
+    eyebrow: str  # what kind of page it is
+    title: str
+    headline: str
+    tone: str  # of the headline: good, warn or bad
+    lead: str
+    sections: tuple[Section, ...]
+    plots: Callable[[], dict[str, str]]  # SVG by name, drawn when asked for: Markdown has none
+
+
 # --- Markdown -----------------------------------------------------------------------------------
 
 
-def to_markdown(title: str, headline: str, lead: str, sections: list[Section]) -> str:
-    out = [f"# {markdown(title)}", f"**{markdown(headline)}**", markdown(lead)]
+def to_markdown(page: Page) -> str:
+    out = [f"# {markdown(page.title)}", f"**{markdown(page.headline)}**", markdown(page.lead)]
     marks = ", ".join(f"{mark} {kind}" for kind, mark in MARKS.items() if mark)
     out.append(f"Marks: {marks}.")
-    for n, section in enumerate(sections, 1):
+    for n, section in enumerate(page.sections, 1):
         out.append(f"## {n}. {markdown(section.title)}")
         out += [text for part in section.parts if (text := _part(part))]
     return "\n\n".join(out) + "\n"
@@ -97,8 +116,9 @@ def _part(part: Part) -> str:
             [f"**{_cell(c)}**" if i in part.strong and j == 0 else _cell(c) for j, c in enumerate(r)]
             for i, r in enumerate(part.rows)
         ]
+        title = f"**{markdown(part.title)}**" if part.title else ""
         table = _table([markdown(c) for c in part.columns], rows)
-        return f"{table}\n\n{markdown(part.caption)}" if part.caption else table
+        return "\n\n".join(text for text in (title, table, markdown(part.caption)) if text)
     if isinstance(part, Items):
         head = [f"**{markdown(part.title)}**\n"] if part.title else []
         return "\n".join([*head, *(f"- {markdown(item)}" for item in part.items)])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from edgeprune import catalog
 from edgeprune.bench import context_tokens
 from edgeprune.blocks import kept_sublayers
+from edgeprune.comparison import t_95
 from edgeprune.errors import EdgepruneError
-from edgeprune.types import Artifact, BudgetLine, Measurement, Plan, Prediction, Quality, Report
+from edgeprune.report.record import Report
+from edgeprune.types import Artifact, Measurement, Plan, Prediction, Quality
 
 RUNTIMES = {"gguf": "llamacpp", "onnx": "onnxruntime"}
 
@@ -20,14 +23,18 @@ RUNTIMES = {"gguf": "llamacpp", "onnx": "onnxruntime"}
 class Row:
     """One artifact with everything known about it; `baseline` is the whole model beside a plan that removes something."""
 
+    plan: Plan
     artifact: Artifact
     runtime: str
     baseline: bool
     planned: bool
     pruned: bool  # something is missing from it
     prediction: Prediction | None
-    measurement: Measurement | None
+    measurement: Measurement | None  # of speed, with the fewest tokens in the cache
+    depths: tuple[Measurement, ...]  # that one and those later in the context, in order
+    process: Measurement | None  # that took most memory
     quality: Quality | None
+    run: str = ""  # its letter, where several runs are shown
 
 
 # --- which is which -----------------------------------------------------------------------------
@@ -43,10 +50,12 @@ def removes(plan: Plan) -> bool:
 
 
 def is_baseline(artifact: Artifact, plan: Plan) -> bool:
-    """The whole model: as many blocks as it, while the plan has fewer.
+    """The whole model beside a plan that removes something: `run` keeps it in whole/, else its blocks tell.
 
     A plan that leaves out only halves keeps the block count, so nothing can be told apart by it."""
-    return artifact.n_blocks == plan.n_blocks_whole != len(plan.blocks)
+    if not removes(plan):
+        return False
+    return artifact.path.startswith("whole/") or artifact.n_blocks == plan.n_blocks_whole != len(plan.blocks)
 
 
 def runtime_of(artifact: Artifact, measurements: tuple[Measurement, ...]) -> str:
@@ -64,7 +73,7 @@ def same_file(artifact: Artifact, sha256: str) -> bool:
     return not sha256 or not artifact.sha256 or sha256 == artifact.sha256
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: Report, run: str = "") -> list[Row]:
     """Every artifact, by runtime, then quantisation from large to small, the whole model before the pruned one."""
     plan, out = report.plan, []
     for a in report.artifacts:
@@ -72,18 +81,22 @@ def rows(report: Report) -> list[Row]:
         match = runtime == plan.runtime and a.quant.lower() == plan.quant.lower()
         planned = match and not baseline and a.n_blocks == len(plan.blocks) and not any(r.planned for r in out)
         fallback = plan.prediction if planned else plan.prediction_whole if baseline and match else None
+        timed = [m for m in report.measurements if m.artifact == a.path and same_file(a, m.artifact_sha256)]
+        depths = _by_depth(timed)
         out.append(
             Row(
+                plan=plan,
                 artifact=a,
                 runtime=runtime,
                 baseline=baseline,
                 planned=planned,
                 pruned=removes(plan) and not baseline,
                 prediction=report.predictions.get(a.path, fallback),
-                measurement=_worst(
-                    [m for m in report.measurements if m.artifact == a.path and same_file(a, m.artifact_sha256)]
-                ),
+                measurement=depths[0] if depths else None,
+                depths=depths,
+                process=max(timed, key=lambda m: (context_tokens(m.workload), m.memory_bytes), default=None),
                 quality=next((q for q in report.qualities if q.subject == a.path and same_file(a, q.sha256)), None),
+                run=run,
             )
         )
     largest = {(r.runtime, r.artifact.quant): 0 for r in out}
@@ -99,9 +112,13 @@ def rows(report: Report) -> list[Row]:
     )  # fmt: skip
 
 
-def _worst(found: list[Measurement]) -> Measurement | None:
-    """Of several measurements of one file, the slowest."""
-    return min(found, key=lambda m: (decode_rate(m) or 0, -m.memory_bytes), default=None)
+def _by_depth(timed: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """The slowest at each number of tokens in the cache."""
+    found = {
+        depth: min((m for m in timed if m.workload.n_depth == depth), key=lambda m: decode_rate(m) or 0)
+        for depth in sorted({m.workload.n_depth for m in timed})
+    }
+    return tuple(found.values())
 
 
 def planned_row(table: list[Row]) -> Row | None:
@@ -109,10 +126,20 @@ def planned_row(table: list[Row]) -> Row | None:
 
 
 def baseline_of(row: Row, table: list[Row]) -> Row | None:
+    """The whole model at the same quantisation in the same run."""
     if row.baseline:
         return None
-    same = (r for r in table if r.baseline and (r.runtime, r.artifact.quant) == (row.runtime, row.artifact.quant))
-    return next(same, None)
+    key = (row.run, row.runtime, row.artifact.quant)
+    return next((r for r in table if r.baseline and (r.run, r.runtime, r.artifact.quant) == key), None)
+
+
+def equal_bytes(table: list[Row]) -> Row | None:
+    """The whole model at another quantisation, whose file is nearest to the planned one's: the other way to that size."""
+    row = planned_row(table)
+    if row is None:
+        return None
+    others = [r for r in table if r.baseline and r.runtime == row.runtime and r.artifact.quant != row.artifact.quant]
+    return min(others, key=lambda r: abs(math.log(max(1, r.artifact.bytes) / max(1, row.artifact.bytes))), default=None)
 
 
 # --- speed --------------------------------------------------------------------------------------
@@ -146,11 +173,6 @@ def gain(rates: Callable[[Measurement], list[float]], m: Measurement | None, bas
     return [median(ours) / median(theirs)]
 
 
-def prefill_rate(m: Measurement | None) -> float | None:
-    found = prefill_rates(m) if m else []
-    return median(found) if found else None
-
-
 def ttft_s(m: Measurement | None, prompt_tokens: int | None = None) -> float | None:
     """Median time from prompt to the first token's logits, or None when another prompt length was timed."""
     if m is None or not m.prefill_samples_ns or prompt_tokens not in (None, m.workload.n_prompt):
@@ -158,12 +180,11 @@ def ttft_s(m: Measurement | None, prompt_tokens: int | None = None) -> float | N
     return median(m.prefill_samples_ns) / 1e9
 
 
-def token_percentile_s(m: Measurement | None, q: int) -> float | None:
-    """The smallest time that q % of the decoded tokens did not exceed (nearest rank)."""
-    if m is None or not m.token_samples_ns:
+def percentile_s(samples_ns: Sequence[int], q: int) -> float | None:
+    """The smallest time that q % of the samples did not exceed (nearest rank)."""
+    if not samples_ns:
         return None
-    ordered = sorted(m.token_samples_ns)
-    return ordered[max(0, math.ceil(len(ordered) * q / 100) - 1)] / 1e9
+    return sorted(samples_ns)[max(0, math.ceil(len(samples_ns) * q / 100) - 1)] / 1e9
 
 
 def spread(rates: list[float]) -> float | None:
@@ -182,6 +203,19 @@ def speed_counts(m: Measurement, plan: Plan) -> bool:
 
 
 # --- quality ------------------------------------------------------------------------------------
+
+
+def kl_interval(q: Quality | None) -> tuple[float, float] | None:
+    """95 % of Student's t about the mean over windows, from 0 up; None of a single window or where KL is not known."""
+    if q is None or q.kl is None or q.kl_stderr is None or q.windows < 2:
+        return None
+    half = t_95(q.windows - 1) * q.kl_stderr
+    return max(0.0, q.kl - half), q.kl + half
+
+
+def tasks(q: Quality) -> dict[str, Any]:
+    """Task -> accuracy, its stderr and n, of records that have them."""
+    return getattr(q, "tasks", None) or {}
 
 
 def whole_quality(q: Quality, report: Report, table: list[Row]) -> float | None:
@@ -223,78 +257,16 @@ def damage(report: Report, table: list[Row]) -> Damage | None:
     return None
 
 
-# --- the verdict --------------------------------------------------------------------------------
-
-QUALITY = ("damage", "perplexity")  # lines that are of the text read, not of the device
+# --- what nothing beats -------------------------------------------------------------------------
 
 
-def budget_lines(plan: Plan, row: Row | None) -> tuple[BudgetLine, ...]:
-    """One line per limit asked for. Memory is a process's; speed counts only from the planned device and backend; size and
-    quality are the finished file's, wherever they were measured.
-
-    Memory is met when the process and the cache it did not yet fill stay within the limit; when only the
-    process does, the full context was not measured and the line says so.
-    """
-    m = row.measurement if row else None
-    fast = m if m and speed_counts(m, plan) else None
-    b, p, lines = plan.budget, plan.prediction, []
-    if plan.memory_limit_bytes is not None:
-        measured = m.memory_bytes if m else None
-        line = _line("memory", "bytes", plan.memory_limit_bytes, p.memory_bytes, measured, at_most=True)
-        if line.verdict == "met" and measured + missing_cache_bytes(plan, row) > plan.memory_limit_bytes:
-            line = line.model_copy(update={"verdict": "not measured"})
-        lines.append(line)
-    if b.min_decode_tok_per_s is not None:
-        asked = b.min_decode_tok_per_s
-        lines.append(_line("decode speed", "tok/s", asked, p.decode_tok_per_s, decode_rate(fast), at_most=False))
-    if b.max_ttft_s is not None:
-        measured = ttft_s(fast, b.prompt_tokens)
-        lines.append(_line("time to first token", "s", b.max_ttft_s, p.ttft_s, measured, at_most=True))
-    if b.max_file_bytes is not None:
-        measured = row.artifact.bytes if row else None
-        lines.append(_line("file size", "bytes", b.max_file_bytes, p.file_bytes, measured, at_most=True))
-    quality = row.quality if row else None
-    if b.max_kl is not None:
-        measured = quality.kl if quality else None
-        lines.append(_line("damage", "nats", b.max_kl, plan.expected_kl, measured, at_most=True))
-    if b.max_ppl_ratio is not None:
-        whole_one = quality.perplexity_whole if quality else None
-        measured = quality.perplexity / whole_one if quality and whole_one else None
-        lines.append(_line("perplexity", "×", b.max_ppl_ratio, plan.expected_ppl_ratio, measured, at_most=True))
-    return tuple(lines)
-
-
-def _line(
-    line: str, unit: str, asked: float, predicted: float | None, measured: float | None, at_most: bool
-) -> BudgetLine:
-    if measured is None:
-        verdict = "not measured"
-    else:
-        verdict = "met" if (measured <= asked if at_most else measured >= asked) else "missed"
-    return BudgetLine(line=line, unit=unit, asked=asked, predicted=predicted, measured=measured, verdict=verdict)
-
-
-def margin(line: BudgetLine, value: float | None) -> float | None:
-    """How far `value` is on the good side, as a fraction of what was asked; negative when it falls short."""
-    if value is None or not line.asked:
-        return None
-    gain = value - line.asked if line.unit == "tok/s" else line.asked - value
-    return gain / line.asked
-
-
-def cache_text(plan: Plan) -> str:
-    """ " with a q8_0 KV cache", where it is not the runtime's own; whoever runs the file has to ask for it."""
-    return f" with a {plan.kv_type} KV cache (-ctk {plan.kv_type} -ctv {plan.kv_type})" if plan.kv_kl else ""
-
-
-def cache_tokens(m: Measurement) -> int:
-    """The context a measurement opened: what was reserved, or what its longer half needs."""
-    return context_tokens(m.workload)
-
-
-def missing_cache_bytes(plan: Plan, row: Row) -> int:
-    """KV cache the plan reserves beyond the measured context, by the prediction's own rate per token."""
-    context = plan.budget.context_tokens
-    if not row.measurement or not row.prediction or context <= cache_tokens(row.measurement):
-        return 0
-    return round(row.prediction.kv_bytes * (1 - cache_tokens(row.measurement) / context))
+def front(points: Sequence[tuple[float, float]], more_is_better: bool) -> list[int]:
+    """Which of (cost or gain, damage) no other point beats or equals in both; positions, by the first coordinate."""
+    sign = -1 if more_is_better else 1
+    order = sorted(range(len(points)), key=lambda i: (sign * points[i][0], points[i][1]))
+    kept, best = [], math.inf
+    for i in order:
+        if points[i][1] < best:
+            kept.append(i)
+            best = points[i][1]
+    return sorted(kept, key=lambda i: points[i][0])

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from edgeprune.errors import InputRejected
 from edgeprune.evaluation import Evaluation
+from edgeprune.healing import Healing
 from edgeprune.types import Artifact, DeviceProfile, Measurement, ModelSpec, Plan, Prediction, Record, Scores
 
 MAX_BYTES = 256 << 20  # raw samples of a long study stay far below
@@ -24,6 +25,7 @@ class Run(Record):
     command: str = ""
     environment: dict[str, Any] = {}
     created: str = ""
+    chat_templates: dict[str, str] = {}  # folder -> SHA-256
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Inputs:
     device: DeviceProfile | None
     model: ModelSpec | None
     scores: Scores | None
+    healing: Healing | None
     artifacts: tuple[Artifact, ...]
     measurements: tuple[Measurement, ...]
     qualities: tuple[Evaluation, ...]
@@ -54,6 +57,7 @@ def read(folder: Path) -> Inputs:
         device=_record(folder, "device", DeviceProfile),
         model=_record(folder, "model", ModelSpec),
         scores=_record(folder, "scores", Scores),
+        healing=_record(folder / "healed", "healing", Healing),
         artifacts=_record(folder, "artifacts", tuple[Artifact, ...]) or (),
         measurements=_record(folder, "measurements", tuple[Measurement, ...]) or (),
         qualities=_record(folder, "quality", tuple[Evaluation, ...]) or (),

@@ -16,7 +16,8 @@ from typing import Any
 # Stand-ins that matplotlib carries through; replaced by CSS variables afterwards.
 INK, MUTED, RULE, ACCENT, WHOLE, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
 _CSS = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", WHOLE: "whole", PAPER: "paper"}
-WIDTH = 4.9  # inches; 72 units each, about 350 CSS pixels at phone width
+WIDTH = 3.72  # inches of 96 CSS pixels: a phone's width less its margins, so that text keeps its size there
+LARGEST = 1.3  # times that, where a page is wide
 
 
 def draw(name: str, title: str, height: float, paint: Callable[[Any], None]) -> str:
@@ -59,13 +60,14 @@ def draw(name: str, title: str, height: float, paint: Callable[[Any], None]) -> 
 def _tidy(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", r"font-size: \2", svg)
     for stand_in, css in _CSS.items():
         svg = svg.replace(stand_in, f"var(--{css})")
     box = re.search(r'viewBox="([^"]+)"', svg).group(1)
-    width = float(box.split()[2]) * 4 / 3  # points to CSS pixels
+    width = LARGEST * float(box.split()[2]) * 4 / 3  # points to CSS pixels
     head = (
         f'<svg class="plot" role="img" aria-label="{html.escape(title, quote=True)}" viewBox="{box}" '
         f'style="max-width:{width:.0f}px" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
@@ -126,19 +128,3 @@ def _inside(box: Any, frame: Any) -> bool:
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def beside(ax: Any, y: float, points: float, text: str, **style: Any) -> None:
-    """A figure in a column right of the plot, ending `points` from its edge."""
-    place = ("axes fraction", "data")
-    ax.annotate(
-        text,
-        (1, y),
-        (points, 0),
-        xycoords=place,
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        annotation_clip=False,
-        **style,
-    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from edgeprune.report import facts
+from edgeprune.report import budget, facts, words
+from edgeprune.report.cells import UNPREDICTED, speed_kind
 from edgeprune.report.doc import Section, Table, Text
 from edgeprune.report.facts import Row
-from edgeprune.report.front import speed_kind
+from edgeprune.report.record import BudgetLine, Report
 from edgeprune.report.text import (
     Cell,
     Num,
@@ -17,7 +18,6 @@ from edgeprune.report.text import (
     size,
 )
 from edgeprune.report.words import BROKEN, MUCH_WORSE, NOTICEABLE, removed_text
-from edgeprune.types import BudgetLine, Report
 from edgeprune.units import show_bytes
 
 TONES = {"met": "good", "missed": "bad", "not measured": "mute"}
@@ -43,6 +43,8 @@ def verdict(report: Report, table: list[Row]) -> Section:
         )
     else:
         parts.append(Text("Quality was not measured: a budget met says nothing of what the model still can do."))
+    if told := words.equal_bytes(table):
+        parts.append(Text(f"The other way to that size: {told[0].lower()}{told[1:]}"))
     return Section("verdict", "Verdict", tuple(parts))
 
 
@@ -51,20 +53,21 @@ def _about(report: Report, row: Row | None) -> str:
     file = f"{row.artifact.path}, {show_bytes(row.artifact.bytes)}" if row else "no exported file is listed"
     mode = f" in mode {plan.mode}" if plan.mode else ""
     return (
-        f"Judged is {plan.quant}{facts.cache_text(plan)} for {runtime_name(plan.runtime)} ({plan.backend}) on {plan.device}{mode}: {file}. "
+        f"Judged is {plan.quant}{budget.cache_text(plan)} for {runtime_name(plan.runtime)} ({plan.backend}) "
+        f"on {plan.device}{mode}: {file}. "
         f"Removed: {removed_text(report)}."
     )
 
 
 def _budget_row(line: BudgetLine, report: Report, row: Row | None) -> tuple[Cell, ...]:
     predicted = "predicted" if line.unit == "bytes" else speed_kind(report.plan.prediction)
-    predicted = "prior" if line.line in facts.QUALITY else predicted
+    predicted = "prior" if line.line in budget.QUALITY else predicted
     value = line.measured if line.measured is not None else line.predicted
     full = ""
-    if line.line == "memory" and line.measured is not None and facts.missing_cache_bytes(report.plan, row):
-        value += facts.missing_cache_bytes(report.plan, row)
+    if line.line == "memory" and line.measured is not None and budget.missing_cache_bytes(row):
+        value += budget.missing_cache_bytes(row)
         full = ", full cache"
-    gap = facts.margin(line, value)
+    gap = budget.margin(line, value)
     absolute = amount(abs(value - line.asked), line.unit) if value is not None else ""
     side = "" if gap is None else "to spare" if gap >= 0 else "short"
     if line.unit == "bytes":
@@ -73,9 +76,7 @@ def _budget_row(line: BudgetLine, report: Report, row: Row | None) -> tuple[Cell
     else:
         cells = (
             num(line.asked, "", line.unit),
-            num(line.predicted, predicted, line.unit)
-            if line.predicted is not None
-            else Num("not predicted", tone="mute"),
+            num(line.predicted, predicted, line.unit) if line.predicted is not None else UNPREDICTED,
             num(line.measured, "measured", line.unit),
         )
     if gap is None:
@@ -94,7 +95,7 @@ def _budget_row(line: BudgetLine, report: Report, row: Row | None) -> tuple[Cell
 
 
 def _limit_name(line: BudgetLine, report: Report) -> str:
-    if line.line in (*facts.QUALITY, "file size"):
+    if line.line in (*budget.QUALITY, "file size"):
         return "at most"
     if line.line == "memory":
         return "at most" if report.plan.memory_limit_from != "device" else "what the device can give"
@@ -104,7 +105,7 @@ def _limit_name(line: BudgetLine, report: Report) -> str:
 def _note(line: BudgetLine, report: Report, row: Row | None) -> str:
     if line.line == "file size":
         return "The finished file, or folder." if row else "The planned file was not made."
-    if line.line in facts.QUALITY:
+    if line.line in budget.QUALITY:
         text = f", on {row.quality.text.name}" if row and row.quality else ""
         return f"Against the whole, unquantised model{text}."
     plan, m = report.plan, row.measurement if row else None
@@ -113,9 +114,9 @@ def _note(line: BudgetLine, report: Report, row: Row | None) -> str:
     elsewhere = not facts.is_host(plan)
     if line.line == "memory":
         text = "Peak resident memory of the process. Left out: the interpreter and bindings, the operating system, other processes"
-        extra = facts.missing_cache_bytes(plan, row)
+        extra = budget.missing_cache_bytes(row)
         text += (
-            f", and cache beyond {facts.cache_tokens(m):,} tokens, which the margin adds ({show_bytes(extra)})."
+            f", and cache beyond {budget.cache_tokens(row.process):,} tokens, which the margin adds ({show_bytes(extra)})."
             if extra
             else "."
         )

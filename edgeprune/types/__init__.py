@@ -10,7 +10,7 @@ from edgeprune.types._device import Calibration, DeviceProfile, Figure, PowerMod
 from edgeprune.types._model import Block, Blocks, BlockSpec, ModelSpec, PathStep, Scores, SubLayerSpec, Text
 from edgeprune.types._plan import Alternative, Budget, Plan, Prediction
 from edgeprune.types._record import SCHEMA_VERSION, Record
-from edgeprune.types._result import Artifact, BudgetLine, Measurement, Quality, Report, Workload
+from edgeprune.types._result import Artifact, Measurement, Quality, Workload
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -35,6 +35,4 @@ __all__ = [
     "Workload",
     "Measurement",
     "Quality",
-    "BudgetLine",
-    "Report",
 ]

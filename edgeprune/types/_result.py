@@ -1,13 +1,11 @@
-"""What came out: files, measurements, quality, the report."""
+"""What came out: files, measurements, quality."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from edgeprune.types._device import DeviceProfile
-from edgeprune.types._model import ModelSpec, Scores, Text
-from edgeprune.types._plan import Plan, Prediction
-from edgeprune.types._record import SCHEMA_VERSION, Record
+from edgeprune.types._model import Text
+from edgeprune.types._record import Record
 
 
 class Artifact(Record):
@@ -76,32 +74,3 @@ class Quality(Record):
     kl: float | None
     kl_stderr: float | None
     top1_agreement: float | None
-
-
-class BudgetLine(Record):
-    line: str  # "memory", "file size", "decode speed", "time to first token", "damage", "perplexity"
-    unit: str  # "bytes", "tok/s", "s", "nats", "×"
-    asked: float
-    predicted: float | None
-    measured: float | None
-    verdict: Literal["met", "missed", "not measured"]
-
-
-class Report(Record):
-    schema_version: Literal[1] = SCHEMA_VERSION
-    title: str
-    headline: str  # the verdict in one sentence
-    plan: Plan
-    device: DeviceProfile | None
-    model: ModelSpec | None
-    scores: Scores | None
-    verdict: tuple[BudgetLine, ...]
-    artifacts: tuple[Artifact, ...]
-    measurements: tuple[Measurement, ...]
-    qualities: tuple[Quality, ...]
-    predictions: dict[str, Prediction]  # by artifact path
-    not_measured: tuple[str, ...]
-    risks: tuple[str, ...]
-    environment: dict[str, str]
-    command: str
-    created: str
