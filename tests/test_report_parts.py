@@ -143,13 +143,70 @@ def test_healing_shows_what_it_won_and_what_it_cost(tmp_path):
     (folder / "healed" / "healing.json").write_text(json.dumps(HEALING))
     report = reporting.build(folder)
     text = reporting.render_md(report)
-    assert all(word in text for word in ("| 20 % ● |", "21,504 tokens", "61.2 s", "1 projections", "a paper"))
+    assert all(word in text for word in ("| 20 % ● |", "21,504 tokens", "61.2 s", "F12", "a paper"))
     assert "Healing was not tried" not in text and not any("records healing" in r for r in report.risks)
     (folder / "healed" / "healing.json").write_text(json.dumps(HEALING | {"text": TEXT}))
     assert any("also healed" in r for r in reporting.build(folder).risks)
     (folder / "healed" / "healing.json").write_text("{}")
     with pytest.raises(InputRejected, match=r"healing\.json: field method"):
         reporting.build(folder)
+
+
+def test_healing_in_steps_tells_each(tmp_path):
+    folder = run_folder(tmp_path)
+    (folder / "healed").mkdir()
+    trained = {
+        "options": {}, "rate": 1e-4, "sequences_per_step": 4, "steps": 90, "planned_steps": 100, "tokens": 184320,
+        "parameters": 1_234_567, "judged_by": "kl", "looks": [], "kept": 0, "processes": 2, "added": [],
+    }  # fmt: skip
+    both = HEALING | {"method": "distill", "trained": trained, "former": HEALING}
+    (folder / "healed" / "healing.json").write_text(json.dumps(both))
+    text = reporting.render_md(reporting.build(folder))
+    assert text.index("What healing won back, step 1: refit") < text.index("What healing cost, step 2: distill")
+    assert "90 of 100 steps, 184,320 tokens, 1,234,567 parameters trained" in text
+
+
+def score(task: str, value: float, **changes) -> dict:
+    base = {"task": task, "metric": "acc", "value": value, "stderr": 0.01, "higher_is_better": True, "n_documents": 100,
+            "n_documents_whole": 1000, "n_fewshot": 0}  # fmt: skip
+    return base | changes
+
+
+def behaving(q: dict, accuracy: float, repetition: float) -> dict:
+    """A quality record with two tasks and a continuation."""
+    scores = [score("arc_easy", accuracy), score("piqa", 0.6, stderr=None)]
+    said = {
+        "prompt": "Why <b>is</b> the sky blue?",
+        "text": "Because.\nSo",
+        "n_tokens": 3,
+        "ended": True,
+        "repetition": None,
+    }
+    match = {"task": "recall", "n_correct": 3, "n_questions": 4}
+    tasks = {"harness": "lm-eval 0.4.13", "context_tokens": 2048, "n_cut": 1, "chat_template": False, "scores": scores}
+    generation = {"max_tokens": 64, "chat_template": True, "continuations": [said], "repetition": repetition, "distinct_2": 0.5,
+                  "exact_match": [match], "seed": 0}  # fmt: skip
+    return q | {"tasks": tasks, "generation": generation}
+
+
+def test_tasks_and_text_stand_beside_the_whole_models(tmp_path):
+    found = [
+        behaving(q, 0.55, 0.02)
+        if q["subject"] == "whole"
+        else behaving(q, 0.43, 0.31)
+        if q["subject"] == PLANNED
+        else q
+        for q in qualities()
+    ]
+    report = reporting.build(run_folder(tmp_path, quality=found))
+    assert not any("zero-shot" in r or "generated text" in r for r in report.not_measured)
+    text, page = reporting.render_md(report), reporting.render_html(report)
+    row = next(line for line in text.splitlines() if line.startswith("| arc\\_easy"))
+    assert "0.550 ● (± 0.010)" in row and "0.430 ● (± 0.010 (−0.120))" in row and "100 of 1,000" in row
+    assert "0.31 ●" in text and "0.75 ● (± 0.25, 3 of 4)" in text
+    assert "Why &lt;b&gt;is&lt;/b&gt; the sky blue?" in page and "Because. So" in page and "1 texts lost" in page
+    line = next(x for x in csv.DictReader(io.StringIO(reporting.render_csv(report))) if x["file"] == PLANNED)
+    assert float(line["arc_easy acc"]) == 0.43
 
 
 def test_a_changed_chat_template_is_a_risk(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
+from edgeprune.evaluation import Evaluation
 from edgeprune.report import facts
 from edgeprune.report.facts import Row
 from edgeprune.report.text import Num, figure, missing, num, runtime_name
-from edgeprune.types import Prediction, Quality
+from edgeprune.types import Prediction
 
 NONE = Num("–", tone="mute")
 UNPREDICTED = Num("not predicted", tone="mute")
@@ -55,7 +56,7 @@ def span_of(values: list[float]) -> str:
     return f"{figure(min(values))} – {figure(max(values))}" if len(values) > 1 else ""
 
 
-def damage(q: Quality | None) -> Num:
+def damage(q: Evaluation | None) -> Num:
     """KL over its 95 % interval."""
     span = facts.kl_interval(q)
     return num(q.kl if q else None, "measured", sub=f"{figure(span[0])} – {figure(span[1])}" if span else "")

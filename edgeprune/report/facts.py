@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from edgeprune import catalog
 from edgeprune.bench import context_tokens
 from edgeprune.blocks import kept_sublayers
 from edgeprune.comparison import t_95
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation import Evaluation, TaskScore
 from edgeprune.report.record import Report
-from edgeprune.types import Artifact, Measurement, Plan, Prediction, Quality
+from edgeprune.types import Artifact, Measurement, Plan, Prediction
 
 RUNTIMES = {"gguf": "llamacpp", "onnx": "onnxruntime"}
 
@@ -33,7 +33,7 @@ class Row:
     measurement: Measurement | None  # of speed, with the fewest tokens in the cache
     depths: tuple[Measurement, ...]  # that one and those later in the context, in order
     process: Measurement | None  # that took most memory
-    quality: Quality | None
+    quality: Evaluation | None
     run: str = ""  # its letter, where several runs are shown
 
 
@@ -205,7 +205,7 @@ def speed_counts(m: Measurement, plan: Plan) -> bool:
 # --- quality ------------------------------------------------------------------------------------
 
 
-def kl_interval(q: Quality | None) -> tuple[float, float] | None:
+def kl_interval(q: Evaluation | None) -> tuple[float, float] | None:
     """95 % of Student's t about the mean over windows, from 0 up; None of a single window or where KL is not known."""
     if q is None or q.kl is None or q.kl_stderr is None or q.windows < 2:
         return None
@@ -213,12 +213,12 @@ def kl_interval(q: Quality | None) -> tuple[float, float] | None:
     return max(0.0, q.kl - half), q.kl + half
 
 
-def tasks(q: Quality) -> dict[str, Any]:
-    """Task -> accuracy, its stderr and n, of records that have them."""
-    return getattr(q, "tasks", None) or {}
+def task_scores(q: Evaluation | None) -> dict[tuple[str, str], TaskScore]:
+    """By task and metric; {} where no task was run."""
+    return {(s.task, s.metric): s for s in q.tasks.scores} if q and q.tasks else {}
 
 
-def whole_quality(q: Quality, report: Report, table: list[Row]) -> float | None:
+def whole_quality(q: Evaluation, report: Report, table: list[Row]) -> float | None:
     """Perplexity of the whole model on the same text: as stated, else from its own row."""
     if q.perplexity_whole is not None:
         return q.perplexity_whole

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from edgeprune.report import facts, words
+from edgeprune.evaluation import Evaluation
+from edgeprune.healing import Healing
+from edgeprune.report import behaviour, facts, words
 from edgeprune.report.cells import NONE, damage, name_of, rate, strong
 from edgeprune.report.doc import Facts, Figures, Part, Section, Table, Text
 from edgeprune.report.facts import Row
 from edgeprune.report.record import Report
 from edgeprune.report.text import Cell, Num, figure, missing, num, percent, runtime_name, size
-from edgeprune.types import Quality
 
 COLUMNS = ("What", "Perplexity", "Whole model", "Ratio", "KL, nats/token", "Top-1 agrees", "File")
 EQUAL = ("What", "File", "Against the plan's", "Memory", "Perplexity", "KL, nats/token", "Decode, tok/s")
@@ -33,7 +34,8 @@ def quality(report: Report, table: list[Row]) -> Section:
         parts.append(Figures(_pareto(report)))
     else:
         parts.append(Text("Perplexity, KL and agreement are not measured."))
-    parts += [*equal_bytes(table), *tasks(report, table), *healing(report)]
+    subjects = [(_subject(q), q) for q in _folders(report)] + [(name_of(r), r.quality) for r in table if r.quality]
+    parts += [*equal_bytes(table), *behaviour.tasks(subjects), *behaviour.generation(subjects), *healing(report)]
     if report.scores:
         see = f"Every step removes more. Read on {report.scores.text.name} while scoring, before quantisation."
         parts.append(Figures((("damage", "Damage along the removal path", see),)))
@@ -42,12 +44,12 @@ def quality(report: Report, table: list[Row]) -> Section:
     return Section("quality", "Quality", tuple(parts))
 
 
-def _folders(report: Report) -> list[Quality]:
+def _folders(report: Report) -> list[Evaluation]:
     """What was read before any export: whole, after the cut, healed."""
     return [q for subject in ("whole", "pruned", "healed") for q in report.qualities if q.subject == subject]
 
 
-def _subject(q: Quality) -> Num:
+def _subject(q: Evaluation) -> Num:
     title = {"whole": "whole model", "pruned": "after the cut", "healed": "healed"}[q.subject]
     return Num("unquantised", sub=f"{runtime_name(q.runtime)}, {title}")
 
@@ -73,7 +75,7 @@ def _pareto(report: Report) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _row(name: Cell, q: Quality | None, report: Report, table: list[Row], row: Row | None) -> tuple[Cell, ...]:
+def _row(name: Cell, q: Evaluation | None, report: Report, table: list[Row], row: Row | None) -> tuple[Cell, ...]:
     file = size(row.artifact.bytes, "measured") if row else NONE
     if q is None:
         return (name, missing(), missing(), NONE, missing(), missing(), file)
@@ -115,38 +117,22 @@ def equal_bytes(table: list[Row]) -> list[Part]:
     return [Table(EQUAL, rows, told, "Instead of removing: the whole model in fewer bits", (0,))]
 
 
-# --- tasks --------------------------------------------------------------------------------------
-
-
-def tasks(report: Report, table: list[Row]) -> list[Part]:
-    """Zero-shot accuracy by task, where quality records hold it; nothing otherwise (it is listed as not measured)."""
-    subjects = [(_subject(q), q) for q in _folders(report)] + [(name_of(r), r.quality) for r in table if r.quality]
-    names = list(dict.fromkeys(name for _, q in subjects for name in facts.tasks(q)))
-    if not names:
-        return []
-    whole = next((q for _, q in subjects if q.subject == "whole"), None)
-    rows = tuple((name, *(_task(q, task, whole) for task in names)) for name, q in subjects if facts.tasks(q))
-    caption = "Accuracy ± its standard error; in brackets the change from the whole model, in points."
-    return [Table(("Task", *names), rows, caption, "Zero-shot tasks")]
-
-
-def _task(q: Quality, task: str, whole: Quality | None) -> Num:
-    found = facts.tasks(q).get(task)
-    if found is None:
-        return missing()
-    before = facts.tasks(whole).get(task) if whole and whole is not q else None
-    change = f" ({100 * (found.accuracy - before.accuracy):+.1f})".replace("-", "−") if before else ""
-    return Num(percent(found.accuracy), "measured", f"± {100 * found.stderr:.1f}, n {found.n:,}{change}")
-
-
 # --- healing ------------------------------------------------------------------------------------
 
 
 def healing(report: Report) -> list[Part]:
-    """What healing won back on text held aside, and what it cost."""
-    h = report.healing
-    if h is None:
+    """What healing won back on text held aside, and what it cost, step by step."""
+    if report.healing is None:
         return [Text("Healing was not tried.")] if facts.removes(report.plan) else []
+    steps = report.healing.steps()
+    return [
+        part
+        for n, h in enumerate(steps, 1)
+        for part in _healing(h, f", step {n}: {h.method}" if len(steps) > 1 else "")
+    ]
+
+
+def _healing(h: Healing, step: str) -> tuple[Part, Part]:
     rows = tuple(
         (
             Num(k.text, sub=f"{k.windows} window{'s' if k.windows > 1 else ''}"),
@@ -159,11 +145,19 @@ def healing(report: Report) -> list[Part]:
         )
         for k in h.kinds
     )
-    cost = (
-        ("method", f"{h.method} ({h.source})"),
-        ("changed", f"{len(h.changed)} projections, {h.scope}" if h.changed else "nothing: no attempt helped every kind of text"),
-        ("text", f"{h.text.name}, {h.fit_windows * h.text.context_tokens:,} tokens (SHA-256 {h.text.sha256[:12]}…)"),
-        ("time", f"{figure(h.seconds)} s, once; size and speed of the result stay as they were"),
-    )  # fmt: skip
-    caption = "Before quantisation, on text that healing did not read."
-    return [Table(HEALED, rows, caption, "What healing won back"), Facts(cost, "What healing cost")]
+    changed = ", ".join(c.sublayer for c in h.changed) or "nothing: no attempt was better on every kind of text"
+    cost = [("method", f"{h.method} ({h.source})"), ("changed", changed)]
+    if t := h.trained:
+        cost.append(
+            (
+                "training",
+                f"{t.steps:,} of {t.planned_steps:,} steps, {t.tokens:,} tokens, {t.parameters:,} parameters trained",
+            )
+        )
+        cost.append(("processes", str(t.processes)))
+        if t.added:
+            cost.append(("given back", f"{', '.join(t.added)}: the healed model is larger than the cut one"))
+    text = f"{h.text.name}, {h.fit_windows * h.text.context_tokens:,} tokens (SHA-256 {h.text.sha256[:12]}…)"
+    cost += [("text", text), ("time", f"{figure(h.seconds)} s, once")]
+    caption = "Before quantisation, on text that healing did not read. Cut: the folder before this step."
+    return Table(HEALED, rows, caption, f"What healing won back{step}"), Facts(tuple(cost), f"What healing cost{step}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgeprune.evaluation import Evaluation
 from edgeprune.healing import Healing
 from edgeprune.types import (
     SCHEMA_VERSION,
@@ -13,7 +14,6 @@ from edgeprune.types import (
     ModelSpec,
     Plan,
     Prediction,
-    Quality,
     Record,
     Scores,
 )
@@ -40,7 +40,7 @@ class Report(Record):
     verdict: tuple[BudgetLine, ...]
     artifacts: tuple[Artifact, ...]
     measurements: tuple[Measurement, ...]
-    qualities: tuple[Quality, ...]
+    qualities: tuple[Evaluation, ...]
     predictions: dict[str, Prediction]  # by artifact path
     not_measured: tuple[str, ...]
     risks: tuple[str, ...]

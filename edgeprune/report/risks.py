@@ -42,8 +42,10 @@ def not_measured(report: Report) -> tuple[str, ...]:
             f"speed late in the context: timed {f'after {depth:,} tokens' if depth else 'from an empty cache'}, "
             f"the plan reserves {plan.budget.context_tokens:,} tokens"
         )
-    if not any(facts.tasks(q) for q in report.qualities):
+    if not any(q.tasks for q in report.qualities):
         out.append("zero-shot tasks: perplexity and KL say nothing of them")
+    if not any(q.generation for q in report.qualities):
+        out.append("generated text: repetition, and whether answers are right")
     out.append("instruction following, safety and bias")
     out.append("sustained load: temperature, throttling and power")
     if len(report.chat_templates) < 2:
@@ -117,7 +119,7 @@ def _quality(report: Report, table: list[Row], row: Row | None) -> list[str]:
         )
         if report.scores and report.scores.text.sha256 == q.text.sha256:
             out.append("That text also chose what to remove, so the quality figures flatter the plan.")
-        if report.healing and report.healing.text.sha256 == q.text.sha256:
+        if report.healing and any(h.text.sha256 == q.text.sha256 for h in report.healing.steps()):
             out.append("That text also healed the model, so the quality figures flatter it.")
     healed = report.healing is not None or any(q.subject == "healed" for q in report.qualities)
     if facts.removes(plan) and not healed:

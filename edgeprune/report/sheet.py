@@ -61,7 +61,7 @@ def _line(r: Row, report: Report, table: list[Row]) -> dict[str, Any]:
         "sha256": a.sha256,
     }
     line |= {f"decode_after_{d.workload.n_depth}_tok_per_s": facts.decode_rate(d) for d in r.depths[1:]}
-    return line | {f"task_{name}": found.accuracy for name, found in (facts.tasks(q).items() if q else ())}
+    return line | {f"{task} {metric}": s.value for (task, metric), s in facts.task_scores(q).items()}
 
 
 def _inert(value: Any) -> Any:
