@@ -11,18 +11,34 @@ from edgeprune.cli import _show_report
 from edgeprune.cli._app import verb
 from edgeprune.cli._options import Force, Json
 from edgeprune.cli._terminal import emit
+from edgeprune.errors import UsageError
 
 
 @verb("edgeprune report demo -o report.html")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder `edgeprune run` made.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: DIR/report.html.")] = None,
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders `edgeprune run` made.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .html file or a folder. Default: DIR/report.html.")
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write the report of a run: one HTML file without scripts, and the same facts as .md and .json."""
-    from edgeprune import report as reporting
+    """Write the report of a run, or of several side by side: one HTML file without scripts, the same as .md, .json, .csv."""
+    from edgeprune import report as single
+    from edgeprune.report import beside
 
-    made = reporting.build(folder)
-    paths = reporting.write(made, output or folder / "report.html", force)
+    if output is None and len(folders) > 1:
+        raise UsageError(f"{len(folders)} runs were named; say with -o where their report is to go")
+    if len(folders) > 1:
+        many = beside.build(folders)
+        paths = beside.write(many, _file(output), force)
+        emit(many) if json else _show_report.beside(many, paths)
+        return
+    made = single.build(folders[0])
+    paths = single.write(made, _file(output or folders[0]), force)
     emit(made) if json else _show_report.report(made, paths)
+
+
+def _file(output: Path) -> Path:
+    """A folder gets its report.html; what is neither is refused when it is written."""
+    return output / "report.html" if output.is_dir() or not output.suffix else output

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeprune.errors import UsageError
-from edgeprune.files import write_text
-from edgeprune.report import appendix, budget, doc, facts, fit, load, page, quality, risks, sheet, speed, verdict, words
+from edgeprune.report import (
+    appendix,
+    budget,
+    doc,
+    facts,
+    files,
+    fit,
+    load,
+    page,
+    quality,
+    risks,
+    sheet,
+    speed,
+    verdict,
+    words,
+)
 from edgeprune.report.record import Report
 from edgeprune.report.text import runtime_name
 
-__all__ = ["Report", "build", "render_csv", "render_html", "render_md", "sections", "write", "write_all"]
+__all__ = ["Report", "build", "render_csv", "render_html", "render_md", "sections", "write"]
 
 
 def build(folder: Path) -> Report:
@@ -69,7 +82,7 @@ def build(folder: Path) -> Report:
 
 
 def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
-    """Write OUT.html, OUT.md, OUT.json and OUT.csv; returns the paths. Raises as write_all."""
+    """Write OUT.html, OUT.md, OUT.json and OUT.csv; returns the paths. Raises as files.write_all."""
     as_page = _page(report)
     texts = {
         "html": page.to_html(as_page),
@@ -77,26 +90,7 @@ def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
         "json": report.to_json(),
         "csv": render_csv(report),
     }
-    return write_all(texts, out_html, force)
-
-
-def write_all(texts: dict[str, str], out_html: Path, force: bool) -> list[Path]:
-    """Texts by suffix beside each other under OUT's name, each complete or not at all.
-
-    Raises UsageError when one exists (unless `force`) or the name would fall on a record of a run.
-    """
-    out = Path(out_html)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"a report was asked for as {out.name}; name a file that ends in .html")
-    if out.stem in load.RECORDS:
-        raise UsageError(f"{out.stem}.json is a record of a run; name the report otherwise, for example report.html")
-    outs = [out if kind == "html" else out.with_suffix(f".{kind}") for kind in texts]
-    for path in outs:
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists; choose another output, or pass --force to replace it")
-    for path, text in zip(outs, texts.values(), strict=True):
-        write_text(path, text, force)
-    return outs
+    return files.write_all(texts, out_html, force)
 
 
 def render_html(report: Report) -> str:
@@ -110,7 +104,7 @@ def render_md(report: Report) -> str:
 
 def render_csv(report: Report) -> str:
     """A line per file, raw figures."""
-    return sheet.to_csv(report, facts.rows(report))
+    return sheet.to_csv([(report, facts.rows(report))])
 
 
 def sections(report: Report) -> list[doc.Section]:

@@ -83,7 +83,7 @@ def environment(report: Report, table: list[Row]) -> Section:
     parts: list = []
     host = next((r.measurement.host for r in table if r.measurement and r.measurement.host), {})
     if host:
-        parts.append(Facts(tuple(_host_fact(k, v) for k, v in sorted(host.items())), "Machine that measured"))
+        parts.append(Facts(tuple(host_fact(k, v) for k, v in sorted(host.items())), "Machine that measured"))
     else:
         parts.append(Text("The machine that measured is not recorded."))
     builds = {
@@ -102,7 +102,7 @@ def environment(report: Report, table: list[Row]) -> Section:
     return Section("environment", "Environment", tuple(parts))
 
 
-def _host_fact(key: str, value: object) -> tuple[str, str]:
+def host_fact(key: str, value: object) -> tuple[str, str]:
     """("memory", "25.3 GB (23.5 GiB)") for memory_bytes."""
     name = str(key).removesuffix("_bytes").replace("_", " ")
     is_size = str(key).endswith("_bytes") and isinstance(value, (int, float))

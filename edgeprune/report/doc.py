@@ -64,6 +64,7 @@ class Strip:
     blocks: Blocks
     n_blocks: int
     title: str = ""
+    legend: bool = True
     kind: str = "strip"
 
 

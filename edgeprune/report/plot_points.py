@@ -14,6 +14,7 @@ from edgeprune.report.text import figure, runtime_name, short
 from edgeprune.types import Alternative, Plan
 
 MARKERS = "osD^v"  # a runtime's shape
+TOUCHING = 0.04  # of the plot's width or height
 LOG = 3  # a damage axis that spans more than this many times is logarithmic
 
 
@@ -22,6 +23,7 @@ class Point(NamedTuple):
     x_span: tuple[float, float]
     y: float
     y_span: tuple[float, float]
+    run: str  # its letter, where several are shown
     text: str
     runtime: str
     colour: str
@@ -54,7 +56,7 @@ def _point(r: Row, samples: list[float], by_kl: bool) -> Point:
     return Point(
         x=median(samples), x_span=(min(samples), max(samples)), y=y,
         y_span=(facts.kl_interval(r.quality) if by_kl else None) or (y, y),
-        text=f"{f'{r.run} ' if r.run else ''}{short(r.artifact.quant, 14)}{state}", runtime=r.runtime, colour=colour(r),
+        run=r.run, text=f"{short(r.artifact.quant, 14)}{state}", runtime=r.runtime, colour=colour(r),
         chosen=r.planned,
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ def front(plan: Plan) -> str | None:
         text = f"{short(a.quant, 14)}, {a.n_blocks} blocks" if a.n_blocks < plan.n_blocks_whole else short(a.quant, 14)
         span = p.decode_low_tok_per_s or p.decode_tok_per_s, p.decode_high_tok_per_s or p.decode_tok_per_s
         y = _expected(a)
-        points.append(Point(p.decode_tok_per_s, span, y, (y, y), text, a.runtime, ACCENT, chosen, measured=False))
+        points.append(Point(p.decode_tok_per_s, span, y, (y, y), "", text, a.runtime, ACCENT, chosen, measured=False))
     ylabel = "expected KL from the whole model, nats/token: lower is better"
     asked = plan.budget.min_decode_tok_per_s
     return _scatter("front", points, [], "predicted decode, tokens/s", ylabel, asked, True)
@@ -123,7 +125,7 @@ def _scatter(
                 f"{'asked' if more else 'limit'} {figure(limit)}", (limit, 1), (-4 if left else 4, -3),
                 xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="right" if left else "left", va="top",
             )  # fmt: skip
-        labels = [(p.x, p.y, p.text, p.chosen) for p in points]
+        labels = _labels(ax, points)
         bars = [((p.x, p.y_span[0]), (p.x, p.y_span[1])) for p in points]
         bars += [((p.x_span[0], p.y), (p.x_span[1], p.y)) for p in points]
         place(ax, labels, [((a.x, a.y), (b.x, b.y)) for a, b in arrows] + bars)
@@ -135,6 +137,21 @@ def _scatter(
         )  # fmt: skip
 
     return draw(name, f"{ylabel.split(':')[0]} against {xlabel}", 3.0, paint)
+
+
+def _labels(ax: Any, points: list[Point]) -> list[tuple[float, float, str, bool]]:
+    """One label for points of several runs that fall on each other."""
+    spots = ax.transAxes.inverted().transform(ax.transData.transform([(p.x, p.y) for p in points]))
+    groups: list[list[int]] = []
+    for i, p in enumerate(points):
+        near = (g for g in groups if points[g[0]].text == p.text and abs(spots[g[0]] - spots[i]).max() < TOUCHING)
+        group = next(near, None)
+        groups.append([i]) if group is None else group.append(i)
+    out = []
+    for group in groups:
+        p, runs = points[group[0]], " ".join(points[i].run for i in group).strip()
+        out.append((p.x, p.y, f"{runs} {p.text}".strip(), p.chosen))
+    return out
 
 
 def _limits(ax: Any, points: list[Point], limit: float | None, log: bool) -> None:

@@ -59,7 +59,7 @@ def memory(table: list[Row], limit_bytes: int | None) -> str | None:
         if near:
             _limit(ax, limit_bytes / unit, f"limit {figure(limit_bytes / unit)}", len(shown), end)
         elif limit_bytes is not None:
-            ax.text(0, -1.05, f"limit {show_bytes(limit_bytes)}, off the scale", ha="left", va="center")
+            ax.text(0, -1.58, f"limit {show_bytes(limit_bytes)}, off the scale", ha="left", va="center")
 
     title = "Memory of each file's process, predicted and measured, against the limit"
     return draw("memory", title, _height(shown) + 0.3, paint)
@@ -110,7 +110,7 @@ def _foretold(ax: Any, y: float, r: Row) -> list[float]:
 
 
 def _height(shown: list[Row]) -> float:
-    return 0.95 + 0.44 * len(shown)
+    return 1.15 + 0.44 * len(shown)
 
 
 def _line(ax: Any, y: float, r: Row, told: str) -> None:
@@ -123,7 +123,7 @@ def _line(ax: Any, y: float, r: Row, told: str) -> None:
 
 def _frame(ax: Any, shown: list[Row], xlabel: str, told: str) -> None:
     ax.set_yticks([])
-    ax.set_ylim(len(shown) - 0.45, -1.3)
+    ax.set_ylim(len(shown) - 0.45, -1.85)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
@@ -135,10 +135,10 @@ def _limit(ax: Any, x: float, text: str, n: int, end: float) -> None:
     """A dashed line through the marks, not through their names; named at its top, on the side where there is room."""
     for y in range(n):
         ax.plot([x, x], [y - 0.22, y + 0.33], color=INK, linewidth=1.2, linestyle=(0, (3, 1.5)), zorder=5)
-    ax.plot([x, x], [-1.2, -0.86], color=INK, linewidth=1.2, linestyle=(0, (3, 1.5)))
+    ax.plot([x, x], [-1.75, -1.4], color=INK, linewidth=1.2, linestyle=(0, (3, 1.5)))
     left = x > 0.35 * end
     place = {"textcoords": "offset points", "ha": "right" if left else "left", "va": "center"}
-    ax.annotate(text, (x, -1.05), (-4 if left else 4, 0), **place)
+    ax.annotate(text, (x, -1.58), (-4 if left else 4, 0), **place)
 
 
 def _legend(ax: Any, height: float) -> None:

@@ -51,10 +51,11 @@ class Report(Record):
 
 
 class Beside(Record):
-    """Two or more runs, lettered A, B, … in the order they were named."""
+    """Two or more runs, lettered A, B, … in the order their folders were named."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     title: str
     headline: str
+    folders: tuple[str, ...]
     runs: tuple[Report, ...]
     unlike: tuple[str, ...]  # what keeps their figures from being compared

@@ -1,4 +1,4 @@
-"""Report -> CSV: a line per file of a run, figures as recorded, for a spreadsheet or a script."""
+"""Reports -> CSV: a line per file of a run, figures as recorded, for a spreadsheet or a script."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgeprune.report.record import Report
 from edgeprune.report.text import clean
 
 
-def to_csv(report: Report, table: list[Row]) -> str:
-    """Empty is not measured or not predicted."""
-    lines = [_line(r, report, table) for r in table]
+def to_csv(runs: list[tuple[Report, list[Row]]]) -> str:
+    """Empty is not measured or not predicted; the run's letter comes first where there are several."""
+    lines = [_line(r, report, table) for report, table in runs for r in table]
     columns = list(dict.fromkeys(k for line in lines for k in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
@@ -31,7 +31,8 @@ def _line(r: Row, report: Report, table: list[Row]) -> dict[str, Any]:
     base = facts.baseline_of(r, table)
     gains = facts.gain(facts.decode_rates, m, base.measurement if base else None)
     interval = facts.kl_interval(q) or (None, None)
-    line = {
+    line = {"run": r.run} if r.run else {}
+    line |= {
         "file": a.path,
         "runtime": r.runtime,
         "quant": a.quant,

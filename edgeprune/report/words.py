@@ -21,11 +21,12 @@ def headline(report: Report) -> str:
     if not lines:
         start = f"No limit was asked of {report.plan.device}"
     else:
-        start = f"{_word(lines)}: {'; '.join(_clause(line, report) for line in lines)}"
+        start = f"{word(lines)}: {'; '.join(_clause(line, report) for line in lines)}"
     return f"{start}{_quality_clause(report)}."
 
 
-def _word(lines: tuple[BudgetLine, ...]) -> str:
+def word(lines: tuple[BudgetLine, ...]) -> str:
+    """Does it fit? Nothing asked is nothing shown."""
     if any(line.verdict == "missed" for line in lines):
         return "Does not fit"
     if any(line.verdict == "not measured" for line in lines):
