@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from _widths import outputs, seen, whole_model
+
 from edgeprune.catalog import load
 
 WINDOWS = [list(range(3, 35)), list(range(40, 72)), [5, 9] * 16]
