@@ -89,6 +89,8 @@ def conversation(tok: Any, messages: Sequence[dict[str, Any]]) -> Example:
     tokens: list[int] = []
     learn: list[bool] = []
     written = ""
+    if not all(isinstance(message[field], str) for message in messages for field in ("role", "content")):
+        raise ValueError("a role or a content is no text")
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue

@@ -22,7 +22,7 @@ SOURCE = (
     "knowledge distillation, Hinton et al. 2015, arXiv:1503.02531; Minitron, Muralidharan et al. 2024, arXiv:2407.14679"
 )
 RECIPE = Recipe(rate=1e-4, last_rate=1e-5, warmup=0.05, batch_tokens=1 << 16, beta2=0.95)
-# hidden: weight of the squared error of the stream after each cut, relative to the stream's own square
+# hidden: weight of ‖stream − whole's‖² / ‖whole's‖² of every token after each cut
 OPTIONS: dict[str, Any] = {"weights": "all", "temperature": 1.0, "hidden": 0.0}
 JUDGE = "kl"
 WEIGHTS = {
@@ -53,10 +53,10 @@ def prepare(student: Any, whole: Any, cut: Cut, options: dict[str, Any]) -> Trai
         with torch.no_grad():
             wanted, target = streams(whole, there, batch.tokens, to_the_end=True)
         found, logits = streams(student, here, batch.tokens, to_the_end=True)
-        per_point = [
-            ((x.float() - y.float()).square() / y.float().square().mean()).mean(-1)[batch.real].sum()
+        off = [
+            ((x.float() - y.float()).square().sum(-1) / y.float().square().sum(-1))[batch.real].sum()
             for x, y in zip(found, wanted, strict=True)
         ]
-        return distilled(logits, target, batch, options["temperature"]) + options["hidden"] * sum(per_point)
+        return distilled(logits, target, batch, options["temperature"]) + options["hidden"] * sum(off)
 
     return Trainee(parameters, loss, as_they_are(student, parameters))
