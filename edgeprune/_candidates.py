@@ -165,7 +165,8 @@ def unheld(spec: ModelSpec, blocks: Blocks, runtime: str) -> str | None:
     rotates = [b.attn is None or spec.blocks[b.attn].rotates for b in blocks]
     halves = [(b.attn is not None, b.ffn is not None) for b in blocks]
     family = catalog.load("edgeprune.families", spec.family)
-    return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings)
+    alike = len({(b.attn.params, b.ffn.params) for b in spec.blocks if b.attn.params and b.ffn.params}) < 2
+    return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings, alike)
 
 
 def damage(scores: Scores | None, k: int, quant: float | None, cache: float | None) -> Damage:

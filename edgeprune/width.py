@@ -54,12 +54,7 @@ def rate(
     refuse(ck, module, method)
     text = read_windows(tokenizer(folder), spec, files, n_windows, context_tokens)
     whole_model = load(folder, max_bytes=max_bytes)
-    n_bytes = sum(p.nbytes for p in whole_model.parameters()) * (2 if method == "taylor" else 1)
-    if n_bytes > (max_bytes or free_bytes()) or any(p.is_meta for p in whole_model.parameters()):
-        raise OutOfResources(
-            f"{method} keeps all weights in memory{', and their gradients' if method == 'taylor' else ''}, about "
-            f"{n_bytes / 1e6:.0f} MB; raise --max-memory, or use a machine with more"
-        )
+    _room(whole_model, method, max_bytes)
     check_finite(whole_model, spec)
 
     def tick(done: int, total: int) -> None:
@@ -74,6 +69,18 @@ def plan(spec: ModelSpec, rated: Rated, ratio: float, rounding: int = 32, unifor
     """`width_plan.make_plan` of what was rated, saying on which text."""
     versions = {"edgeprune": __version__} | package_versions()
     return make_plan(spec, rated.method, rated.ratings, ratio, rounding, uniform, rated.text.text, versions)
+
+
+def _room(whole_model: Any, method: str, max_bytes: int | None) -> None:
+    """Raises OutOfResources where weights, and for Taylor their gradients, don't stay in memory together."""
+    weights = [*whole_model.parameters()]
+    gradients = 4 * sum(p.numel() for p in weights) if method == "taylor" else 0
+    loaded = 0 if max_bytes is None else sum(p.nbytes for p in weights)  # what is free leaves them out already
+    if any(p.is_meta for p in weights) or loaded + gradients > (max_bytes or free_bytes()):
+        more = ", and as many gradients" if gradients else ""
+        raise OutOfResources(
+            f"{method} keeps all weights in memory{more}; raise --max-memory, or use a machine with more"
+        )
 
 
 def refuse(ck: Checkpoint, module: ModuleType, method: str) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("edgeprune/**/*.py"), *ROOT.glob("exporters/**/*.py")])
 BASE = {"edgeprune"} | {f"edgeprune.{m}" for m in ("types", "errors", "blocks", "catalog", "families")}
 FILE_LAYER = {"edgeprune.files", "edgeprune.checkpoint", "edgeprune.gguf_file"}
-LEAVES = ("edgeprune.metrics", "edgeprune.healers", "edgeprune.runtimes", "exporters")
+LEAVES = ("edgeprune.metrics", "edgeprune.healers", "edgeprune.widths", "edgeprune.runtimes", "exporters")
 TORCH_FREE = (
     "types",
     "errors",
@@ -25,6 +25,8 @@ TORCH_FREE = (
     "plan",
     "score",
     "score_gguf",
+    "width_plan",
+    "width",
     "checkpoint",
     "gguf_file",
     "model",
@@ -113,6 +115,7 @@ def test_every_registry_entry_keeps_its_contract():
         ),
         "edgeprune.metrics": ("SOURCE",),
         "edgeprune.healers": ("SOURCE",),
+        "edgeprune.widths": ("SOURCE",),
         "edgeprune.runtimes": ("reads", "version", "quant", "open_session"),
         "exporters": ("SUFFIX", "RUNTIME", "QUANTS", "check", "export"),
     }
@@ -122,6 +125,9 @@ def test_every_registry_entry_keeps_its_contract():
         for name, module in modules.items():
             missing = [f for f in fields if not hasattr(module, f)]
             assert not missing, f"{package}.{name} lacks {missing}"
+    for name, module in load_all("edgeprune.widths").items():
+        rates = all(hasattr(module, field) for field in ("rate", "SPREAD", "COMPENSATES"))
+        assert rates != hasattr(module, "rotation"), f"{name} must have one of rate and rotation"
     for name, module in load_all("edgeprune.metrics").items():
         ways = [way for way in ("rate", "path", "children") if hasattr(module, way)]
         assert len(ways) == 1, f"{name} must have one of rate, path and children"
