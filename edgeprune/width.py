@@ -15,7 +15,7 @@ from edgeprune._width_tensors import Means, biases, rotated, sliced_config, thin
 from edgeprune.blocks import whole
 from edgeprune.calibration import Windows
 from edgeprune.checkpoint import Checkpoint, TensorEntry, halves, open_checkpoint, read_tensor
-from edgeprune.errors import InputRejected, OutOfResources
+from edgeprune.errors import InputRejected, OutOfResources, WrongWeights
 from edgeprune.files import need_space, refuse_existing, staging, write_sums
 from edgeprune.model_card import width_card
 from edgeprune.prune import carry, kept_tensors, read_provenance, write_weights
@@ -92,7 +92,7 @@ def refuse(ck: Checkpoint, module: ModuleType, method: str) -> None:
     roles = {*family.ATTN.values(), *family.FFN.values()}
     if not all(a and f for a, f in halves(ck)):
         raise InputRejected(f"{ck.folder} lacks halves of blocks; thin a model of whole ones, or of a portable plan's")
-    if d.qk_norm_whole and hasattr(module, "rate"):
+    if d.qk_norm_whole:  # and norms after its sub-layers, which rule the rotation out
         raise InputRejected(
             f"{model_type} norms queries and keys over all heads together: without one head the others change; "
             "remove layers instead (edgeprune plan)"
@@ -115,10 +115,12 @@ def prune(
 ) -> None:  # fmt: skip
     """Write the transformers folder that `widths` leave of `folder`: safetensors, config, tokenizer, card, SHA256SUMS.
 
-    What is kept of a matrix keeps its bits, a matrix that is kept whole is copied. With nothing removed all files of weights
-    are equal to the whole model's.
+    What is kept of a matrix keeps its bits (but for a rotation), a matrix that is kept whole is copied. Raises WrongWeights
+    where `widths` are of another model or not of `rated`.
     """
     refuse_existing(out, force)
+    if (widths.fingerprint, widths.method) != (spec.fingerprint, rated.method):
+        raise WrongWeights(f"these widths are {widths.method}'s for {widths.model}; plan them again for {spec.name}")
     ck = open_checkpoint(folder)
     family = families.for_model_type(ck.config["model_type"])
     d = family.decoder(ck.config)
@@ -126,8 +128,8 @@ def prune(
     need_space(out, 2 * sum(entry.end - entry.start for entry in tensors.values()))
     added: dict[str, np.ndarray] = {}
     if rated.rotation is not None:
-        hidden = widths.hidden or d.hidden
-        change, config = rotated(ck, family, d, rated.rotation[:, :hidden]), sliced_config(ck.config, family, d, hidden)
+        change = rotated(ck, family, d, rated.rotation[:, : widths.hidden])
+        config = sliced_config(ck.config, family, d, widths.hidden)
     else:
         thin = any(b.groups or b.channels for b in widths.blocks)
         means = Means(rated.ratings.attn_means, rated.ratings.ffn_means) if rated.ratings.attn_means and thin else None

@@ -41,7 +41,9 @@ class Widths(Record):
     rounding: int  # widths are multiples of it
     uniform: bool  # one width for all layers
     blocks: tuple[ThinBlock, ...]
-    hidden: int | None = None  # what is kept of the stream between the layers, in a rotated basis; None is all
+    hidden: int | None = (
+        None  # what is kept of the stream between the layers, in a rotated basis; None: it is as it was
+    )
     text: Text | None = None
     versions: dict[str, str] = {}
 
@@ -81,7 +83,7 @@ def make_plan(
         )
     return Widths(
         model=spec.name, family=spec.family, fingerprint=spec.fingerprint, method=method, source=module.SOURCE, ratio=ratio,
-        rounding=rounding, uniform=uniform, blocks=blocks, hidden=None if hidden == spec.hidden_size else hidden, text=text,
+        rounding=rounding, uniform=uniform, blocks=blocks, hidden=hidden, text=text,
         versions=versions or {},
     )  # fmt: skip
 
@@ -203,8 +205,8 @@ def _kept(
     unit = _unit(spec, rounding)
     n = spec.n_blocks
     if spread == "global":
-        counts = _by_threshold(unit, ratings, target, rounding)
-        if uniform:
+        counts = _by_threshold(_unit(spec, 1) if uniform else unit, ratings, target, 1 if uniform else rounding)
+        if uniform:  # what the threshold leaves on average
             wanted = sum(k for k, _ in counts) / n
             counts = [_alike(spec, unit, n, target, rounding, wanted, biased)] * n
     else:
