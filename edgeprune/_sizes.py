@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
     file_bytes: int
     tensor_bytes: int
     streamed_bytes: int  # read for each decoded token
-    repack_bytes: int  # a second copy in another order that llama.cpp's CPU backend may keep
+    repack_bytes: int  # beside what is packed: llama.cpp's second copy on some CPUs; onnxruntime's rows for lookup
     matrices: tuple[Matrices, ...] = ()  # matrices of the blocks and the head, by type
 
 

@@ -31,7 +31,7 @@ _CONFIGS = 2050  # genai_config.json and SHA256SUMS
 
 
 def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
-    """(folder, data file, streamed for each token, packed anew in memory, [(type, block bytes, parameters, head bytes)])."""
+    """(folder, data file, streamed for each token, rows mapped for lookup, [(type, block bytes, parameters, head bytes)])."""
     spec, small, cache = shapes.spec, _FLOAT_BYTES.get(quant, 4), shapes.onnx_cache
     embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
     head = None if spec.tied_embeddings else head
@@ -77,9 +77,9 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
     streamed = end - before_blocks + (0 if out else sum(table))
     head_bits = _bits(quant, "output" if out else "token_embd", 0, 1)
     matrices.append((_type(head_bits, small), 0, 0, sum(out or table)))
-    # A tied table is packed anew for the head, and its stored form stays mapped for the lookup of each token.
-    packed = sum(table) if not out and quant.startswith("int") else 0
-    return end + graph + files + _CONFIGS, end, streamed, packed, matrices
+    # Rows looked up stay mapped as stored; a tied table's scales are counted with the output matrix packed from it.
+    mapped = (sum(table) if out else table[0]) if quant.startswith("int") else 0
+    return end + graph + files + _CONFIGS, end, streamed, mapped, matrices
 
 
 def _matrices(

@@ -231,7 +231,7 @@ def runtime_memory(
         size = _size(item, profile)
         known = weight_bytes(size, *key) + runtime_bytes(spec, item.runtime, spec.n_blocks, 0)
         known += kv_bytes(spec, whole(spec.n_blocks), item.runtime, item.quant, context)
-        known += compute_bytes(spec, *key, context, prompt, size.matrices)
+        known += compute_bytes(spec, *key, context, prompt)
         measured = r.memory["peak"] - r.memory["before"]
         left.setdefault(key, []).append(measured - known)
         rows.append({"model": item.name, "measured_bytes": measured, "key": key, "known": known})

@@ -43,10 +43,9 @@ LLAMACPP_BASE_BYTES = 6 * MIB
 LLAMACPP_BLOCK_BYTES = 75_000
 LLAMACPP_VOCAB_BYTES = {"merges": 280, "scores": 160}
 MERGES_FROM = 25  # bytes of GGUF metadata per token: 36 with merges (SmolLM2), 22 with scores (Gemma 3)
-# onnxruntime 1.31.1, the same way: a session and its arena; the tokenizers library takes 630 bytes a token (SmolLM2).
-ONNX_BASE_BYTES = 15_100_000
-ONNX_BLOCK_BYTES = 30_000
-ONNX_VOCAB_BYTES = 630
+# onnxruntime 1.31.1, the same way: libraries and session, in which blocks do not show; the tokenizers library's tables.
+ONNX_BASE_BYTES = 19_000_000
+ONNX_VOCAB_BYTES = 293
 
 
 def kv_bytes(
@@ -80,7 +79,6 @@ def compute_bytes(
     backend: str,
     context_tokens: int,
     prompt_tokens: int,
-    matrices: tuple[Matrices, ...] = (),
 ) -> int:
     """Bytes of activations while the prompt is read, plus the output logits: what becomes resident.
 
@@ -88,21 +86,19 @@ def compute_bytes(
 
     llama.cpp, n_ubatch 512: 4·(3·ff + q + 3·d) per token and a float16 mask of context × micro-batch; read off its
     allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. A GPU holds what is
-    committed. onnxruntime: 3·ff + 5·d + 2·kv floats per prompt token and the scores of every head, which its CPU kernel
-    holds for all tokens at once, or what the output matrix (in `matrices`) needs beside it, in the same arena: within 5 MB
-    of SmolLM2 and of generated models of three widths at 64 and 500 tokens.
+    committed. onnxruntime: its planner keeps a buffer for each output of a block, for which the next block's are
+    waiting, and its arena hardly fills gaps: ONNX_FLOATS per prompt token; attention is in tiles, without a matrix of
+    scores. Fitted to what eleven models of eight shapes grew by at 64, 256 and 700 tokens.
     """
     if runtime == "llamacpp" and backend != "cpu":
         return committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
-    d, ff = spec.hidden_size, spec.intermediate_size
     logits = spec.vocab_size * 4
     if runtime == "llamacpp":
         tokens = min(LLAMACPP_UBATCH, context_tokens)
         return _activations(spec, tokens) + 2 * tokens * _pad(context_tokens) + logits
     tokens = min(prompt_tokens, context_tokens)
-    scores = spec.n_heads * tokens  # of one token with all
-    activations = 4 * (3 * ff + 5 * d + 2 * spec.n_kv_heads * spec.head_dim + scores) * tokens
-    return max(activations, round(sum(ONNX_HEAD_SPACE.get(w.type, 0.0) * w.head_bytes for w in matrices))) + logits
+    widths = {"q": spec.n_heads * spec.head_dim, "kv": spec.n_kv_heads * spec.head_dim, "ffn": spec.intermediate_size}
+    return round(4 * tokens * sum(ONNX_FLOATS[k] * n for k, n in widths.items())) + logits
 
 
 def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, prompt_tokens: int) -> int:
@@ -135,25 +131,28 @@ def runtime_bytes(spec: ModelSpec, runtime: str, n_blocks: int, measured: int | 
     figure for all but the blocks and the vocabulary."""
     base, per_block = {
         "llamacpp": (LLAMACPP_BASE_BYTES, LLAMACPP_BLOCK_BYTES),
-        "onnxruntime": (ONNX_BASE_BYTES, ONNX_BLOCK_BYTES),
+        "onnxruntime": (ONNX_BASE_BYTES, 0),
     }[runtime]
     base = base if measured is None else measured
     return base + n_blocks * per_block + vocabulary_bytes(spec, runtime)
 
 
 def weight_bytes(size: Sizes, runtime: str, backend: str) -> int:
-    """Resident weights. onnxruntime's CPU kernels pack matrices anew: scales stay beside the packed form, which has
-    sums per block of its own; measured per stored byte of blocks and head on generated models."""
-    if runtime != "onnxruntime" or backend != "cpu":
-        return size.tensor_bytes + size.repack_bytes
-    return round(
-        sum(ONNX_PACKED[w.type][0] * w.block_bytes + ONNX_PACKED[w.type][1] * w.head_bytes for w in size.matrices)
-    )
+    """Resident weights. onnxruntime's CPU kernels pack matrices anew (MatMulNBits: data, scales and a sum per block of
+    32, 4 bytes each), read the scales and zero points of the file beside them, and free the rest of it."""
+    stored = size.tensor_bytes
+    if runtime == "onnxruntime" and backend == "cpu":
+        stored = round(
+            sum(ONNX_PACKED[m.type] * m.block_bytes + ONNX_HEAD[m.type] * m.head_bytes for m in size.matrices)
+        )
+    return stored + size.repack_bytes
 
 
-# Resident bytes per stored byte, of the blocks' matrices and of the output matrix.
-ONNX_PACKED = {"fp32": (1.0, 2.0), "fp16": (3.0, 2.4), "int8": (1.213, 1.04), "int4": (1.39, 0.93)}
-ONNX_HEAD_SPACE = {"int8": 0.56, "int4": 0.23}  # while it is multiplied, per stored byte
+# Resident bytes per stored byte, of the blocks' matrices and of the output matrix. Of integers by their layout, 1.375 for
+# 1.125 bytes a weight and 0.891 for 0.641; of floats measured, where a tied head's table counts as part of it.
+ONNX_PACKED = {"fp32": 1.0, "fp16": 3.0, "int8": 1.375 / 1.125, "int4": 0.890625 / 0.640625}
+ONNX_HEAD = {**ONNX_PACKED, "fp32": 2.0, "fp16": 2.4}
+ONNX_FLOATS = {"q": 6.75, "kv": 6.1, "ffn": 4.35}  # per prompt token and each of a width
 
 
 class Predictor:
@@ -185,7 +184,7 @@ class Predictor:
         rates = self._rates[quant]
         weights = weight_bytes(size, runtime, self.backend)
         kv = kv_bytes(spec, blocks, runtime, quant, context_tokens, kv_type)
-        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens, size.matrices)
+        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens)
         committed = committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
         times = decode_times(spec, blocks, size, quant, runtime, rates, kv_type=kv_type) if rates else NOT_KNOWN

@@ -41,7 +41,11 @@ def genai_config(d: Decoder, n_caches: int, config: dict[str, Any], generation: 
             **{k: v for k, v in ids.items() if v is not None},
             "context_length": d.context_tokens,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [],
+                    "enable_mem_pattern": False,  # as edgeprune.runtimes.onnxruntime, whose memory is foretold
+                },
                 "filename": "model.onnx",
                 "head_size": d.head_dim,
                 "hidden_size": d.hidden,

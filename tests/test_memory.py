@@ -1,4 +1,4 @@
-"""Memory of llama.cpp: the formula, a load without allocation, and what a process really grew by."""
+"""Memory of the runtimes: the formula, llama.cpp's load without allocation, and what a process really grew by."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from edgeprune._generated import Geometry, make_gguf
 from edgeprune._host_runs import Job, Pass
 from edgeprune.cost import MIB, Predictor
 from edgeprune.exact_memory import exact_memory
+from edgeprune.export import export
+from edgeprune.prune import prune
 from edgeprune.what_if import typical_removal
 from exporters import gguf
 
 EXACT = 0.01
 
 
-def grown(path, context: int) -> int:
+def grown(path, context: int, runtime: str = "llamacpp", passes: int = 1) -> int:
     """Bytes a fresh process grew by, its whole context read and generated."""
-    (runs,) = _host_runs.measure([Job("m", path, "llamacpp", (Pass(context - 4, 4),))], 1, 1, lambda *_: None)
+    (runs,) = _host_runs.measure([Job("m", path, runtime, (Pass(context - 4, 4),) * passes)], 1, 1, lambda *_: None)
     return runs.memory["peak"] - runs.memory["before"]
 
 
-def foretold(spec, blocks, quant: str, context: int):
-    return Predictor(spec, devices.load("host"), "llamacpp", "cpu")(blocks, quant, context, context)
+def foretold(spec, blocks, quant: str, context: int, runtime: str = "llamacpp"):
+    return Predictor(spec, devices.load("host"), runtime, "cpu")(blocks, quant, context, context)
 
 
 @pytest.mark.slow
@@ -62,3 +64,14 @@ def test_a_vocabulary_and_blocks_take_what_they_are_said_to(tmp_path):
         spec = model.inspect(path)
         predicted = foretold(spec, typical_removal(g.n_blocks, 0), "Q8_0", 256)
         assert predicted.memory_bytes == pytest.approx(grown(path, 256), abs=3 * MIB)
+
+
+@pytest.mark.slow
+def test_onnxruntime_takes_what_is_foretold(smollm2_folder, tmp_path):
+    """A real export, cut, of matrices of 4 and 8 bits; prompts enough to look up most of the table."""
+    whole, blocks = model.inspect(smollm2_folder), typical_removal(30, 22)
+    prune(smollm2_folder, whole, plan_for(whole, blocks), tmp_path / "cut", base_model="m", command="")
+    export(tmp_path / "cut", "onnx", "int4-mixed", tmp_path / "onnx", verify=False)
+    measured = grown(tmp_path / "onnx", 256, "onnxruntime", passes=6)
+    predicted = foretold(whole, blocks, "int4-mixed", 256, "onnxruntime").memory_bytes
+    assert predicted == pytest.approx(measured, rel=0.03)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 
 VERBS = (
     "devices",
@@ -26,9 +27,11 @@ VERBS = (
 
 
 def main() -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display: ours
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would search every installed package for some
     from edgeprune.cli._app import app
 
-    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display: ours
-    for verb in VERBS:
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    for verb in [first] if first in VERBS else VERBS:  # help and mistyped verbs need all
         importlib.import_module(f"edgeprune.cli.{verb}")
     app()

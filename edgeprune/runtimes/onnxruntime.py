@@ -175,6 +175,7 @@ def _open(folder: Path, model: str | bytes, n_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_mem_pattern = False  # a plan per input shape, on top of the arena; here each step has another shape
     options.log_severity_level = 4  # faults come back as exceptions; stderr is the caller's
     if isinstance(model, bytes):
         options.add_session_config_entry(_FOLDER_KEY, str(folder))
