@@ -19,6 +19,7 @@ VERBS = (
     "export",
     "bench",
     "calibrate",
+    "study",
     "evaluate",
     "chat",
     "report",
