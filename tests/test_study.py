@@ -94,10 +94,10 @@ def test_bytes_without_fallbacks_are_the_files_own_where_256_divides():
     g = Geometry(hidden=512, ffn=1536, heads=8, kv_heads=2, n_blocks=7, vocab=512)
     s = designing.spec(g)
     for quant in ("Q4_K_M", "Q5_K_M", "Q3_K_M", "Q4_0", "Q8_0"):
-        work = sizes(Shapes(s), whole(7), "llamacpp", quant).work
+        work = sizes(Shapes(s), whole(7), "llamacpp", quant).matrices
         assert explain.plain_bytes(s, quant) == pytest.approx({w.type: w.block_bytes + w.head_bytes for w in work})
     odd = designing.spec(g._replace(ffn=1535))
-    plain, real = explain.plain_bytes(odd, "Q4_K_M"), sizes(Shapes(odd), whole(7), "llamacpp", "Q4_K_M").work
+    plain, real = explain.plain_bytes(odd, "Q4_K_M"), sizes(Shapes(odd), whole(7), "llamacpp", "Q4_K_M").matrices
     assert sum(plain.values()) < sum(w.block_bytes + w.head_bytes for w in real)
     assert "F16" in {w.type for w in real} and "F16" not in plain
 

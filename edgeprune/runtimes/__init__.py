@@ -33,9 +33,6 @@ class Session(Protocol):
     def reset(self) -> None:
         """Empty the cache."""
 
-    def rewind(self, n_tokens: int) -> None:
-        """Keep the first `n_tokens` of the cache, no more than it holds; windows may have let older ones go."""
-
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens; logits (n_vocab,) float32 of the last position only. A view, valid until the next call."""
 

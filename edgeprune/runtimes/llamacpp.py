@@ -139,12 +139,6 @@ class LlamaSession(LlamaText):
         self._lib.llama_memory_clear(self._open(), False)
         self._n_past = 0
 
-    def rewind(self, n_tokens: int) -> None:
-        memory = self._open()
-        if not 0 <= n_tokens <= self._n_past or not self._lib.llama_memory_seq_rm(memory, 0, n_tokens, -1):
-            raise UsageError(f"a cache of {self._n_past} tokens can't go back to {n_tokens}")
-        self._n_past = n_tokens
-
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         tokens = self._fits(tokens)
         for start in range(0, len(tokens), N_BATCH):

@@ -79,11 +79,6 @@ class _Session(FolderText):
     def reset(self) -> None:
         self._n_past = 0
 
-    def rewind(self, n_tokens: int) -> None:
-        if not 0 <= n_tokens <= self._n_past:
-            raise UsageError(f"a cache of {self._n_past} tokens can't go back to {n_tokens}")
-        self._n_past = n_tokens
-
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         return self.append(tokens, 1)[0]
 

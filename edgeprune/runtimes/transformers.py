@@ -66,12 +66,6 @@ class _Session(FolderText):
         self._cache: Any = DynamicCache(config=self._model.config)
         self._n_past = 0
 
-    def rewind(self, n_tokens: int) -> None:
-        if not 0 <= n_tokens <= self._n_past:
-            raise UsageError(f"a cache of {self._n_past} tokens can't go back to {n_tokens}")
-        self._cache.crop(n_tokens - self._n_past)
-        self._n_past = n_tokens
-
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         total = self._n_past + len(tokens)
         if not tokens or total > self.n_ctx:

@@ -84,7 +84,7 @@ def advantage(a: Token, b: Token) -> Interval:
 def plain_bytes(spec: ModelSpec, quant: str) -> dict[str, float]:
     """Bytes streamed by type as they would be if every width were a multiple of 256: without fallbacks.
 
-    Norms, a fraction of a percent, are left out as in Sizes.work.
+    Norms, a fraction of a percent, are left out as in Sizes.matrices.
     """
     facts = mix.Facts(max(1, spec.n_heads // spec.n_kv_heads), spec.tied_embeddings, False, quant in mix.NEED_IMATRIX)
     out: dict[str, float] = {}
@@ -115,7 +115,7 @@ def observations(samples: Sequence[Sample], specs: dict[str, ModelSpec], threads
         n_gen = max(len(s.ns) for s in mine)
         tokens = context + (n_gen + 1) // 2 if what == "decode" else context
         spec = specs[variant]
-        work = sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).work
+        work = sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).matrices
         out.append(
             Observation(
                 f"{variant} {quant}", spec, runtime, mine[0].backend, mine[0].build, quant, work, what, tokens,
@@ -165,7 +165,7 @@ def _rates(profile: DeviceProfile, o: Observation) -> Rates:
 
 
 def _bytes(size: Sizes) -> dict[str, int]:
-    return {w.type: w.block_bytes + w.head_bytes for w in size.work}
+    return {w.type: w.block_bytes + w.head_bytes for w in size.matrices}
 
 
 def _times(amount: float, span: Span) -> tuple[float, float, float]:
