@@ -9,6 +9,7 @@ destroys it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -37,15 +38,25 @@ def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
     every = together(of_kinds)
     if not every.rr.any() or not every.ff.any():
         return None
-    left = [0.0] * len(STRENGTHS)
-    for i, kind in enumerate(of_kinds):
-        others = together([m for j, m in enumerate(of_kinds) if j != i])
-        for s, strength in enumerate(STRENGTHS):
-            left[s] += kind.part_left(ridge(others, strength)) / len(of_kinds)
-    best = min(range(len(STRENGTHS)), key=left.__getitem__)
-    if not left[best] < 1:
-        return None
-    return Solution(ridge(every, STRENGTHS[best]), STRENGTHS[best], left[best])
+
+    @functools.cache
+    def left(at: int) -> float:
+        found = 0.0
+        for kind in of_kinds:
+            others = together([m for m in of_kinds if m is not kind])
+            found += kind.part_left(ridge(others, STRENGTHS[at])) / len(of_kinds)
+        return found
+
+    best = _lowest(left, len(STRENGTHS))
+    return Solution(ridge(every, STRENGTHS[best]), STRENGTHS[best], left(best)) if left(best) < 1 else None
+
+
+def _lowest(height: Callable[[int], float], n: int) -> int:
+    """Of 0 … n−1 the one at which a walk downhill from the middle ends: too weak and too strong a ridge are both worse."""
+    at = n // 2
+    while (best := min((i for i in (at, at - 1, at + 1) if 0 <= i < n), key=height)) != at:
+        at = best
+    return at
 
 
 def ridge(found: Moments, strength: float) -> torch.Tensor:
