@@ -32,10 +32,10 @@ class Progress(NamedTuple):
 
 class Notebook:
     """A run's checkpoint, and the question it belongs to: another question begins anew. Every process reads it, the
-    first writes."""
+    first writes. `say` is told when there is something to go on from."""
 
-    def __init__(self, folder: Path, question: Any, rank: int = 0):
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, question: Any, rank: int = 0, say: Callable[[str], None] = lambda _: None):
+        self.folder, self.rank, self.say = folder, rank, say
         self.key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
     def read(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
@@ -49,6 +49,7 @@ class Notebook:
             if about["question"] != self.key:
                 return None
             step, tokens, seconds, looks, best = json.loads(about["progress"])
+            self.say(f"going on where it stopped: {step} steps are done")
             return Progress(step, tokens, seconds, _tuples(looks), best), {k: f.get_tensor(k) for k in f.keys()}
 
     def write(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ In closed form (edgeprune.closed_form) or by training (edgeprune.retrain), as th
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,8 @@ def heal(
     folder: Path, base: Path, spec: ModelSpec, out: Path, *, method: str, files: Sequence[Path] = (),
     avoid: Sequence[Path] = (), n_windows: int | None = None, context_tokens: int, budget: Budget | None = None,
     options: Mapping[str, str] | None = None, precision: str = "auto", max_bytes: int | None = None, base_model: str,
-    command: str, force: bool = False, progress: Callable[[str, int, int], None] = lambda *_: None,
+    command: str, force: bool = False, say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Healing:  # fmt: skip
     """Write to `out` the folder that `edgeprune prune` made, healed. `base` is the whole model's folder, `spec` the model
     the plan must be for (of the .gguf when `base` was made from one).
@@ -47,6 +49,7 @@ def heal(
     not write, or that the method can't heal; WrongWeights when `base` is another model.
     """
     refuse_existing(out, force)
+    check(base, method)
     healer = catalog.load("edgeprune.healers", method)
     job = Job(Path(folder), base, spec, pruned_plan(folder), Path(out), base_model, command, force)
     check_plan(job.plan, spec)
@@ -60,7 +63,7 @@ def heal(
         raise UsageError(f"{method} trains: say how long by --tokens or --minutes, not by --windows")
     return retrain(
         job, healer, method, files=files, avoid=avoid, context_tokens=context_tokens, budget=budget or Budget(),
-        options=options or {}, precision=precision, max_bytes=max_bytes, progress=progress,
+        options=options or {}, precision=precision, max_bytes=max_bytes, say=say, progress=progress,
     )  # fmt: skip
 
 
@@ -69,8 +72,12 @@ def is_trained(healer: ModuleType) -> bool:
 
 
 def check(base: Path, method: str) -> None:
-    """Raises, before any work, UsageError for an unknown method and InputRejected for a model it can't heal."""
+    """Raises, before any work, UsageError for a method that is unknown or lacks a package, InputRejected for a model it
+    can't heal."""
     healer = catalog.load("edgeprune.healers", method)
+    needs = getattr(healer, "REQUIRES", None)
+    if needs and importlib.util.find_spec(needs) is None:
+        raise UsageError(f"healing by {method} needs {needs}; pip install 'edgeprune[heal]'")
     if not is_trained(healer):
         refuse(open_checkpoint(base), healer, method)
 
@@ -86,7 +93,6 @@ def solve(
             f"{job.folder} is healed already, and {method} solves from the whole model's weights; heal the folder that "
             "`edgeprune prune` wrote"
         )
-    refuse(open_checkpoint(job.base), healer, method)
     text, kinds = read_kinds(tokenizer(job.base), job.spec, files, avoid, n_windows, context_tokens)
     whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
     check_finite(whole, job.spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import families
+from edgeprune import cost, devices, families
 from edgeprune.blocks import describe_removed
 from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, open_checkpoint, read_tensor
-from edgeprune.errors import InputRejected
+from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import check_sums, need_space, staging, write_sums
 from edgeprune.healing import Healing
 from edgeprune.model_card import model_card
@@ -64,12 +65,18 @@ def earlier(folder: Path) -> Healing | None:
         raise InputRejected(f"{path}: {e}; heal again from the folder that `edgeprune prune` wrote") from None
 
 
-def with_more(plan: Plan, blocks: Blocks) -> Plan:
+def with_more(plan: Plan, spec: ModelSpec, blocks: Blocks) -> Plan:
     """The plan of a folder to which removed sub-layers were given back. What was measured or expected of the cut is not
-    known of it; its predictions stay those of the cut."""
+    known of it; memory and speed are foretold anew where the device is known here, and not by what this host is."""
     unknown = dict.fromkeys(("damage_kl", "damage_perplexity", "expected_kl", "expected_ppl_ratio"))
     said = {"blocks": blocks, "removed": describe_removed(blocks, plan.n_blocks_whole)}
-    return plan.model_copy(update=said | unknown)
+    with contextlib.suppress(UsageError):
+        device = devices.load("" if plan.device == devices.HOST else plan.device)
+        said["prediction"] = cost.predict(
+            spec, blocks, device, plan.runtime, plan.backend, plan.quant, plan.budget.context_tokens,
+            plan.budget.prompt_tokens, plan.mode, plan.kv_type,
+        )  # fmt: skip
+    return plan.model_copy(update=unknown | said)
 
 
 def give_back(job: Job, more: Plan, out: Path) -> None:

@@ -25,7 +25,7 @@ from edgeprune.closed_form import Kind
 from edgeprune.divergence import compare
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.families import for_model_type
-from edgeprune.files import sha256_file
+from edgeprune.files import need_space, sha256_file
 from edgeprune.heal_text import read_examples
 from edgeprune.healed_folder import Job, earlier, give_back, with_more, write
 from edgeprune.healers._trainee import Cut, Recipe, Trainee, own_blocks
@@ -43,7 +43,7 @@ KL, LOSS, LOSS_WHOLE = 0, 1, 2  # what `judged` tells of a kind of text
 def retrain(
     job: Job, healer: ModuleType, method: str, *, files: Sequence[Path], avoid: Sequence[Path], context_tokens: int,
     budget: Budget, options: Mapping[str, str], precision: str, max_bytes: int | None,
-    progress: Callable[[str, int, int], None],
+    say: Callable[[str], None], progress: Callable[[str, int, int], None],
 ) -> Healing:  # fmt: skip
     """Train and write, see `heal.heal`. A checkpoint lies in a hidden folder beside `job.out` until that is there: the
     same call goes on from it. Of several processes the first writes.
@@ -74,6 +74,7 @@ def retrain(
         trainee = healer.prepare(student, whole, Cut(plan.blocks, blocks), asked)
         settle(student, trainee, dtype)
         room(student, whole, trainee, max(len(e.tokens) for e in examples), work.max_bytes, method)
+        need_space(beside, 32 * sum(p.numel() for p in trainee.parameters.values()))  # a checkpoint and the one before
         mixed = mixed_in(dtype)
         judge = functools.partial(judged, whole, kinds, work, mixed)
         before = judge(student if blocks == plan.blocks else view(student, own_blocks(plan.blocks, blocks)))
@@ -87,7 +88,7 @@ def retrain(
             text.sha256,
         ]
         question += [context_tokens, dtype, work.world, _versions()]
-        notebook = Notebook(beside, question, work.rank)
+        notebook = Notebook(beside, question, work.rank, say)
         limit = _length(recipe, budget, trainee, examples, kinds, mixed, work, notebook)
         which = KL if healer.JUDGE == "kl" else LOSS
         found = train(
@@ -226,7 +227,7 @@ def _with_more(job: Job, blocks: Blocks) -> Iterator[Job]:
     if blocks == job.plan.blocks:
         yield job
         return
-    more = with_more(job.plan, blocks)
+    more = with_more(job.plan, job.spec, blocks)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as temporary:
         folder = Path(temporary) / "more"
         give_back(job, more, folder)

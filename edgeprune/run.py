@@ -116,6 +116,8 @@ def run(
 
     journal.step("prune", [made.digest(), spec.fingerprint, command], [out / "pruned"], do_prune)
     final = _heal(base, spec, made, out, options, base_model, command, journal, progress)
+    if final.name == "healed":
+        made = heal.pruned_plan(final)  # with what healing gave back
     artifacts = _export_all(base, final, spec, made, device, out, options, journal, progress)
     _write_list(out / "artifacts.json", artifacts)
     _write_predictions(spec, made, device, budget, artifacts, out, options.mode)

@@ -83,7 +83,7 @@ def test_training_lowers_the_loss_on_text_held_aside(tiny_folder, pruned, texts,
 
 
 @pytest.mark.parametrize("method", TRAINED)
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2", "gemma3"))])
 def test_merged_weights_give_what_was_trained(tiny_folder, tmp_path, method, family):
     """peft's adapters, scales behind a projection: the plain weights that are written give the same logits."""
     import torch
@@ -96,7 +96,11 @@ def test_merged_weights_give_what_was_trained(tiny_folder, tmp_path, method, fam
     if method == "streamline":
         plan = heal.pruned_plan(folder)
         blocks = healer.given_back(CUT, 5, healer.OPTIONS)
-        give_back(Job(folder, base, None, plan, tmp_path, "", ""), with_more(plan, blocks), tmp_path / "more")
+        give_back(
+            Job(folder, base, None, plan, tmp_path, "", ""),
+            with_more(plan, model.inspect(base), blocks),
+            tmp_path / "more",
+        )
         folder = tmp_path / "more"
     student = torch_model.load(folder)
     trainee = healer.prepare(student, whole, Cut(CUT, blocks), healer.OPTIONS)

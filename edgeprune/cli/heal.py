@@ -78,7 +78,8 @@ def heal(
         made = healing.heal(
             folder, whole, spec, output, method=method, files=calibration or [], avoid=avoid or [], n_windows=windows,
             context_tokens=window, budget=budget, options=_pairs(settings or []), precision=precision,
-            max_bytes=max_memory, base_model=name, command=command_line(), force=force, progress=tick,
+            max_bytes=max_memory, base_model=name, command=command_line(), force=force, say=note,
+            progress=tick,
         )  # fmt: skip
     if ranks()[0] == 0:
         emit(made) if json else _show_healing.healed(made, output)

@@ -18,6 +18,7 @@ OPTIONS  {name: value} of what else can be asked for; a value's type is the opti
 JUDGE    "kl" or "loss": what must not get worse, on any kind of text held aside
 prepare(student, whole, cut, options) -> Trainee
          what is trained of the student, a float32 torch causal LM beside the frozen whole model; see `_trainee`
+REQUIRES (optional) a package of the extra `heal` that it needs
 given_back(blocks, n_blocks, options) -> Blocks
          (optional) the block list with those removed sub-layers that come back to be trained
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import UsageError
 from edgeprune.healers._losses import language, logits_of
 from edgeprune.healers._trainee import Cut, Recipe, Trainee, train_these, weights_of
 
@@ -20,14 +19,12 @@ SOURCE = "LoRA, Hu et al. 2021, arXiv:2106.09685; recipe of Shortened LLaMA, Kim
 RECIPE = Recipe(rate=1e-4, last_rate=1e-5, warmup=0.05, batch_tokens=64 * 256)
 OPTIONS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.05}
 JUDGE = "loss"
+REQUIRES = "peft"
 
 
 def prepare(student: Any, whole: Any, cut: Cut, options: dict[str, Any]) -> Trainee:
-    """Raises UsageError where peft is not installed."""
-    try:
-        import peft
-    except ImportError:
-        raise UsageError("healing by lora needs peft; pip install 'edgeprune[heal]'") from None
+    import peft
+
     matrices = weights_of(student, cut.blocks, lambda name: ".layers." in name)
     names = [name.removesuffix(".weight") for name, p in matrices.items() if p.ndim == 2]
     config = peft.LoraConfig(
