@@ -271,24 +271,11 @@ def test_the_verb(artifacts, include, tmp_path, call):
     from edgeprune.evaluation import Evaluation
 
     paths = [artifacts["llamacpp"], artifacts["onnxruntime"]]
-    words = [
-        "evaluate",
-        *paths,
-        "--window",
-        32,
-        "--windows",
-        1,
-        "-t",
-        1,
-        "--include-path",
-        include,
-        "--tasks",
-        "choice",
-        "--generate",
-    ]
+    words = ["evaluate", *paths, "--window", 32, "--windows", 1, "-t", 1, "--precise", "--generate"]
+    words += ["--include-path", include, "--tasks", "choice"]
     done = call(*words, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert "fatal" not in done.stderr  # lm-eval asks git for a hash, wherever it runs
     lines = done.stdout.splitlines()
     (row,) = (line for line in lines if line.startswith("choice") and "acc_norm" not in line)
     assert len(set(row.split("9 of 9")[1].split()[1::3])) == 1  # both have the same accuracy
