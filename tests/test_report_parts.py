@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _report_records import TEXT, artifacts, measurements, plan, predictions, qualities, run_folder, sha
+from _report_extras import FEWER, HEALING, PLANNED, behaving, late, with_fewer_bits
+from _report_records import TEXT, artifacts, measurements, plan, qualities, run_folder
 
 import edgeprune
 from edgeprune import devices
@@ -20,24 +21,6 @@ from edgeprune._run_facts import chat_templates, fewer_bits, late_workloads
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.report import facts
 from edgeprune.types import ModelSpec, Plan, Workload
-
-PLANNED, FEWER = "gguf/pruned-Q8_0.gguf", "whole/gguf/whole-Q6_K.gguf"
-
-
-def with_fewer_bits(size: int, kl: float, mb: float = 140.0, windows: int = 40) -> dict:
-    """The records with the whole model at Q6_K beside them."""
-    a = next(a for a in artifacts() if a["path"] == PLANNED)
-    m = next(m for m in measurements() if m["artifact"] == PLANNED)
-    q = next(q for q in qualities() if q["subject"] == PLANNED)
-    name = {"path": FEWER, "quant": "Q6_K", "bytes": size, "n_blocks": 30, "sha256": sha(FEWER)}
-    of = {"artifact": FEWER, "artifact_sha256": sha(FEWER), "peak_rss_bytes": 50_000_000 + int(mb * 1e6)}
-    got = {"subject": FEWER, "sha256": sha(FEWER), "kl": kl, "kl_stderr": kl / 40, "windows": windows}
-    return {
-        "artifacts": [*artifacts(), a | name],
-        "measurements": [*measurements(), m | of],
-        "quality": [*qualities(), q | got],
-        "predictions": predictions() | {FEWER: predictions()[PLANNED]},
-    }
 
 
 # The planned file has 124.1 MB and KL 0.97 ± 0.02425 over 40 windows; t of 39 degrees is 2.0227 (tables).
@@ -95,13 +78,6 @@ def test_the_front_is_what_no_point_beats(more):
     assert kept == {p for p in points if not any(better(other, p) for other in points)}
 
 
-def late(path: str, depth: int, slower: float, reps: int = 3) -> dict:
-    m = next(m for m in measurements() if m["artifact"] == path)
-    load = m["workload"] | {"n_prompt": 0, "n_gen": 32, "n_depth": depth, "repetitions": reps, "context_tokens": 2048}
-    times = [int(t / 4 * slower) for t in m["decode_samples_ns"][:reps]]
-    return m | {"workload": load, "prefill_samples_ns": [], "decode_samples_ns": times}
-
-
 def test_depths_stand_beside_each_other_and_judge_nothing(tmp_path):
     times = [
         late(PLANNED, 1024, 1.25),
@@ -125,15 +101,6 @@ def test_memory_is_that_of_the_hungriest_process_with_the_longest_cache(tmp_path
     more = late(PLANNED, 2016, 2.0) | {"peak_rss_bytes": 50_000_000 + 169_000_000}
     report = reporting.build(run_folder(tmp_path, measurements=[*measurements(), more]))
     assert report.verdict[0].measured == 169_000_000 and report.verdict[0].verdict == "met"
-
-
-HEALING = {
-    "method": "refit", "source": "a paper", "scope": "all", "text": TEXT | {"sha256": "9" * 64, "name": "healing text"},
-    "fit_windows": 42, "precision": "float32", "trials": [], "seconds": 61.25, "versions": {},
-    "kinds": [{"text": "prose", "windows": 2, "perplexity_whole": 15.0, "perplexity_cut": 25.0, "perplexity_healed": 20.0,
-               "kl_cut": 0.5, "kl_healed": 0.4}],
-    "changed": [{"sublayer": "F12", "strength": 0.01, "left_out": 0.7}],
-}  # fmt: skip
 
 
 def test_healing_shows_what_it_won_and_what_it_cost(tmp_path):
@@ -164,29 +131,6 @@ def test_healing_in_steps_tells_each(tmp_path):
     text = reporting.render_md(reporting.build(folder))
     assert text.index("What healing won back, step 1: refit") < text.index("What healing cost, step 2: distill")
     assert "90 of 100 steps, 184,320 tokens, 1,234,567 parameters trained" in text
-
-
-def score(task: str, value: float, **changes) -> dict:
-    base = {"task": task, "metric": "acc", "value": value, "stderr": 0.01, "higher_is_better": True, "n_documents": 100,
-            "n_documents_whole": 1000, "n_fewshot": 0}  # fmt: skip
-    return base | changes
-
-
-def behaving(q: dict, accuracy: float, repetition: float) -> dict:
-    """A quality record with two tasks and a continuation."""
-    scores = [score("arc_easy", accuracy), score("piqa", 0.6, stderr=None)]
-    said = {
-        "prompt": "Why <b>is</b> the sky blue?",
-        "text": "Because.\nSo",
-        "n_tokens": 3,
-        "ended": True,
-        "repetition": None,
-    }
-    match = {"task": "recall", "n_correct": 3, "n_questions": 4}
-    tasks = {"harness": "lm-eval 0.4.13", "context_tokens": 2048, "n_cut": 1, "chat_template": False, "scores": scores}
-    generation = {"max_tokens": 64, "chat_template": True, "continuations": [said], "repetition": repetition, "distinct_2": 0.5,
-                  "exact_match": [match], "seed": 0}  # fmt: skip
-    return q | {"tasks": tasks, "generation": generation}
 
 
 def test_tasks_and_text_stand_beside_the_whole_models(tmp_path):

@@ -27,7 +27,7 @@ from edgeprune.report import (
 from edgeprune.report.record import Report
 from edgeprune.report.text import runtime_name
 
-__all__ = ["Report", "build", "render_csv", "render_html", "render_md", "sections", "write"]
+__all__ = ["Report", "build", "page_of", "render_csv", "render_html", "render_md", "sections", "write"]
 
 
 def build(folder: Path) -> Report:
@@ -83,7 +83,7 @@ def build(folder: Path) -> Report:
 
 def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
     """Write OUT.html, OUT.md, OUT.json and OUT.csv; returns the paths. Raises as files.write_all."""
-    as_page = _page(report)
+    as_page = page_of(report)
     texts = {
         "html": page.to_html(as_page),
         "md": doc.to_markdown(as_page),
@@ -95,11 +95,11 @@ def write(report: Report, out_html: Path, force: bool = False) -> list[Path]:
 
 def render_html(report: Report) -> str:
     """One self-contained page: no scripts, nothing loaded, plots inline."""
-    return page.to_html(_page(report))
+    return page.to_html(page_of(report))
 
 
 def render_md(report: Report) -> str:
-    return doc.to_markdown(_page(report))
+    return doc.to_markdown(page_of(report))
 
 
 def render_csv(report: Report) -> str:
@@ -120,7 +120,7 @@ def sections(report: Report) -> list[doc.Section]:
     return first + appendix.all_after_speed(report, table)
 
 
-def _page(report: Report) -> doc.Page:
+def page_of(report: Report) -> doc.Page:
     def draw() -> dict[str, str]:
         from edgeprune.report import plots
 

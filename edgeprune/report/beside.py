@@ -37,7 +37,7 @@ def build(folders: Sequence[Path]) -> Beside:
 
 def write(made: Beside, out_html: Path, force: bool = False) -> list[Path]:
     """Write OUT.html, OUT.md, OUT.json and OUT.csv; returns the paths. Raises as files.write_all."""
-    as_page = _page(made)
+    as_page = page_of(made)
     csv = sheet.to_csv([(r, table) for r, table in zip(made.runs, tables(made), strict=True)])
     texts = {"html": page.to_html(as_page), "md": doc.to_markdown(as_page), "json": made.to_json(), "csv": csv}
     return files.write_all(texts, out_html, force)
@@ -235,7 +235,7 @@ def _again(name: str, r: Report) -> list[Part]:
     return [Facts(tuple(pairs), name), command]
 
 
-def _page(made: Beside) -> doc.Page:
+def page_of(made: Beside) -> doc.Page:
     def draw() -> dict[str, str]:
         from edgeprune.report import plots
 
