@@ -2,7 +2,7 @@
 
 DIR/  model.json scores.json device.json plan.json          what was decided
       base/ pruned/ healed/ gguf/ onnx/ whole/              what was made
-      artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json}
+      artifacts.json measurements.json quality.json predictions.json run.json report.{html,md,json,csv}
       journal.json                                          what each step read and wrote, by SHA-256
 """
 
