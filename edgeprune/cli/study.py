@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeprune.cli._app import command_line, verb
-from edgeprune.cli._options import Force, Json, _size
+from edgeprune.cli._options import Force, Json, Window, Windows, _size
 from edgeprune.cli._terminal import emit, note, progress, say, table
 from edgeprune.errors import UsageError
 
@@ -34,10 +34,18 @@ Ratios = Annotated[
 Quants = Annotated[str | None, typer.Option(metavar="Q,Q,…", help="Quantisations of either runtime, e.g. Q4_K_M,int8. Default: Q8_0,Q4_K_M,Q4_0.")]  # fmt: skip  # noqa: E501
 Contexts = Annotated[Any, typer.Option(parser=_counts, metavar="N,N,…", help="Tokens in the cache while decoding.")]
 Threads = Annotated[Any, typer.Option("--threads", "-t", parser=_counts, metavar="N,N,…", help="Everything once for each. Default: physical cores.")]  # fmt: skip  # noqa: E501
+SpeedOnly = Annotated[bool, typer.Option("--speed-only", help="Random weights of the model's shape: no weights are needed, nothing is said of quality.")]  # fmt: skip  # noqa: E501
 Devices = Annotated[list[str] | None, typer.Option("--device", "-d", help="One to foretell it for; repeatable. Default: some of every class.")]  # fmt: skip  # noqa: E501
 MaxDisk = Annotated[int, typer.Option("--max-disk", parser=_size, metavar="SIZE", help="What files may take at a time; those that were measured are deleted.")]  # fmt: skip  # noqa: E501
 OpenMemory = Annotated[int, typer.Option("--max-memory", parser=_size, metavar="SIZE", help="What models that are open side by side may take.")]  # fmt: skip  # noqa: E501
 Output = Annotated[Path, typer.Option("-o", "--output", help="A folder for samples, study.json, report.md and report.html; the same command goes on after a kill.")]  # fmt: skip  # noqa: E501
+
+
+Methods = Annotated[list[str] | None, typer.Option("--width", metavar="METHOD", help="How widths are chosen, of those `edgeprune prune --width` knows; repeatable. Default: flap.")]  # fmt: skip  # noqa: E501
+Roundings = Annotated[Any, typer.Option("--round", parser=_counts, metavar="N,N,…", help="What widths are multiples of; 1 leaves them as published.")]  # fmt: skip  # noqa: E501
+Heals = Annotated[
+    bool, typer.Option("--heal/--no-heal", help="Also judge the models with fewer blocks healed (refit).")
+]
 
 
 @verb("edgeprune study tinyllama-1.1b --speed-only --ratios 0.2 -o study")
@@ -47,13 +55,18 @@ def study(
     ratios: Ratios = "0.1,0.2,0.3",
     quants: Quants = None,
     contexts: Contexts = "0,2048",
-    speed_only: Annotated[
-        bool,
-        typer.Option(
-            "--speed-only",
-            help="Random weights of the model's shape: no weights are needed, nothing is said of quality.",
-        ),
-    ] = False,
+    speed_only: SpeedOnly = False,
+    width: Methods = None,
+    round_to: Roundings = "1,32,256",
+    scores: Annotated[
+        Path | None, typer.Option(help="Removal path, of `edgeprune score`; of the built-in model shipped.")
+    ] = None,
+    heal: Heals = False,
+    calibration_windows: Annotated[
+        int, typer.Option(min=1, help="Windows of 512 tokens that widths are chosen on.")
+    ] = 32,
+    windows: Windows = 8,
+    window: Window = 512,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=1)] = 256,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", min=1)] = 24,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=2)] = 5,
@@ -68,36 +81,84 @@ def study(
 
     Says where the difference comes from, and foretells it for other devices, contexts and model sizes.
     """
+    import contextlib
+
+    from edgeprune import catalog, folders
+    from edgeprune import model as models
     from edgeprune.bench import physical_cores
     from edgeprune.cli._models import shape_of
+    from edgeprune.cli.plan import _spec_and_scores
     from edgeprune.study import design as designing
-    from edgeprune.study import make, project
+    from edgeprune.study import make, project, real
     from edgeprune.study import run as running
     from edgeprune.study.measure import Limits, Protocol
+    from edgeprune.work import Log
 
     designing.check_ratios(ratios)
-    if not speed_only:
-        raise UsageError("only --speed-only is there so far: speeds of the model's shape with random weights")
-    spec, _ = shape_of(model)
+    methods = list(dict.fromkeys(width or ["flap"]))
+    for method in methods:
+        catalog.load("edgeprune.widths", method)
     asked = designing.quants_of(quants or "Q8_0,Q4_K_M,Q4_0")
-    designing.check_contexts(contexts, n_gen, spec)
     profiles = project.chosen(device or [])
     limits = Limits(max_disk, max_memory)
     protocol = Protocol(tuple(sorted(contexts)), n_prompt, n_gen, repetitions, threads or (physical_cores(),))
-    plan = designing.design(spec.name, designing.shape_of(spec), ratios, asked)
     host = running.load_host()
-    outline = running.outline(plan, protocol, limits, host)
-    note(
-        f"{outline.n_models} models of {spec.name}'s shape in {outline.n_groups} groups, side by side: "
-        f"{outline.n_bytes / 1e9:.1f} GB of files, at most {outline.disk_bytes / 1e9:.1f} GB at a time; very roughly "
-        f"{max(1, round(outline.seconds / 60))} min"
-    )
-    for line in plan.refused:
-        note(line)
-    with progress() as tick:
+    with contextlib.ExitStack() as stack:
+        tick = stack.enter_context(progress())
+        if speed_only:
+            spec, _ = shape_of(model)
+            designing.check_contexts(contexts, n_gen, spec)
+            plan = designing.design(spec.name, designing.shape_of(spec), ratios, asked)
+            source, judge = make.generated_source(max_disk), None
+        else:
+            path = models.resolve(model)
+            spec, known = _spec_and_scores(model, scores)
+            designing.check_contexts(contexts, n_gen, spec)
+            if known is None:
+                raise UsageError(
+                    f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only"
+                )
+            files = output / "files"
+            files.mkdir(parents=True, exist_ok=True)
+            note(f"rating {spec.name} by {', '.join(methods)}, and making each variant once to see its shape")
+            folder = stack.enter_context(folders.as_folder(path))
+            plan, subject = real.prepare(
+                folder,
+                spec,
+                folders.public_name(model),
+                known,
+                host,
+                ratios,
+                methods,
+                round_to,
+                asked,
+                files,
+                progress=tick,
+            )
+            source = real.source(subject)
+            question = running.question(plan, protocol, limits) | {
+                "windows": [windows, window],
+                "text": str(subject.text),
+            }
+
+            def judge(files: Path) -> list[Any]:
+                with Log.opened(output / "quality.jsonl", question, note) as log:
+                    return real.judge(
+                        plan, subject, files, log, healer="refit" if heal else None, n_windows=windows,
+                        context_tokens=window, n_threads=protocol.threads[-1], progress=tick, say=note,
+                    )  # fmt: skip
+
+        outline = running.outline(plan, protocol, limits, host)
+        note(
+            f"{outline.n_models} models of {spec.name}{'s shape' if speed_only else ''} in {outline.n_groups} groups, side by "
+            f"side: {outline.n_bytes / 1e9:.1f} GB of files, at most {outline.disk_bytes / 1e9:.1f} GB at a time; very roughly "
+            f"{max(1, round(outline.seconds / 60))} min" + ("" if speed_only else " to measure, and as long to judge")
+        )
+        for line in plan.refused:
+            note(line)
         found = running.study(
-            plan, protocol, limits, output, source=make.generated_source(max_disk), host=host, profiles=profiles,
-            speed_only=speed_only, command=command_line(), force=force, progress=tick, say=note,
+            plan, protocol, limits, output, source=source, host=host, profiles=profiles, judge=judge,
+            command=command_line(), force=force, progress=tick, say=note,
         )  # fmt: skip
     emit(found) if json else _show(found, output)
 

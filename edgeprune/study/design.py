@@ -36,10 +36,12 @@ class Variant(NamedTuple):
     shape: Geometry
     rounding: int = 0  # of widths; 0: none were changed
     equal: str = "parameters"  # what it shares with the depth variant of its ratio, or "Q4_K_M bytes"
+    method: str = ""  # of a real model: how it was chosen what goes
+    of: ModelSpec | None = None  # of a real model: as its files say
 
     @property
     def spec(self) -> ModelSpec:
-        return spec(self.shape)
+        return self.of or spec(self.shape)
 
     @property
     def params(self) -> int:
@@ -50,8 +52,9 @@ class Variant(NamedTuple):
         if self.kind == "whole":
             return "whole model"
         if self.kind == "depth":
-            return f"depth: {self.shape.n_blocks} blocks"
+            return f"depth: {self.shape.n_blocks} blocks" + (f" ({self.method})" if self.method else "")
         how = {1: "odd width, as published", 32: "width in 32s", 256: "width in 256s"}[self.rounding]
+        how += f" ({self.method})" if self.method else ""
         of = f"{self.shape.ffn:,} channels, {self.shape.heads} heads"
         return f"{how}: {of}" + (f", equal {self.equal}" if self.equal != "parameters" else "")
 

@@ -84,17 +84,21 @@ def _speed(s: Study) -> str | None:
         ax.axvline(1, color=INK, lw=0.8)
         ax.set_yticks(range(len(rows)), names)
         ax.grid(axis="x", color=RULE, lw=0.6)
-        ax.set_xlabel(
-            f"decode speed of depth over width, {context} tokens in context (● measured, 95 %; | foretold)\n"
-            "◂ width faster          1 = equal          depth faster ▸"
-        )
+        every = [x for p in rows for x in (p.measured.middle, p.predicted or 1.0, 0.97, 1.03)]
+        ax.set_xlim(0.97 * min(every), 1.06 * max(every))
+        ax.figure.supxlabel(
+            f"speed of depth over width, decoding after {context} tokens: ◂ width faster, 1 equal, depth faster ▸\n"
+            "● measured, with 95 %        | foretold without having seen either model",
+            color=MUTED, fontsize=9.5,
+        )  # fmt: skip
 
     return _draw(0.9 + 0.3 * len(rows), paint)
 
 
 def _time(s: Study) -> str | None:
     """Milliseconds of a token by what they go to, stacked, one panel per context."""
-    wanted = {(m.variant, m.quant): m for m in s.models if m.ratio in (0.0, _middle(s))}
+    models = sorted(s.models, key=lambda m: list(dict.fromkeys(m.quant for m in s.models)).index(m.quant))
+    wanted = {(m.variant, m.quant): m for m in models if m.ratio in (0.0, _middle(s))}
     panels = []
     for context in s.contexts:
         rows = [
@@ -102,6 +106,7 @@ def _time(s: Study) -> str | None:
         ]
         if rows:
             panels.append((context, sorted(rows, key=lambda c: list(wanted).index((c.variant, c.quant)))))
+
     if not panels:
         return None
 

@@ -65,11 +65,12 @@ def question(d: Design, p: Protocol, limits: Limits) -> dict[str, Any]:
 
 def study(
     d: Design, p: Protocol, limits: Limits, out: Path, *, source: Source, host: DeviceProfile,
-    profiles: Sequence[tuple[str, DeviceProfile]], speed_only: bool, command: str, qualities: Sequence[Quality] = (),
-    force: bool = False, progress: Progress = lambda *_: None, say: Callable[[str], None] = lambda _: None,
+    profiles: Sequence[tuple[str, DeviceProfile]], judge: Callable[[Path], list[Quality]] | None = None,
+    command: str, force: bool = False, progress: Progress = lambda *_: None, say: Callable[[str], None] = lambda _: None,
 ) -> Study:  # fmt: skip
     """Measure what is not measured yet, explain it, and write study.json, report.md, report.html and figures to `out`.
 
+    judge: gives the quality of every variant's files, which it makes in a folder for a while; None: speed only.
     Raises UsageError when `out` holds another study, OutOfResources for a full disk; a model that fails is left out.
     """
     asked = question(d, p, limits)
@@ -79,10 +80,11 @@ def study(
     files.mkdir(exist_ok=True)
     with Log.opened(out / SAMPLES, asked, say) as log:
         samples, failed = measure.run(d, p, limits, files, log, source=source, progress=progress, say=say)
+    qualities = judge(files) if judge else []
     if files.is_dir() and not any(files.iterdir()):
         files.rmdir()
     found = conclude(
-        d, p, samples, [*d.refused, *failed], host=host, profiles=profiles, speed_only=speed_only, command=command,
+        d, p, samples, [*d.refused, *failed], host=host, profiles=profiles, speed_only=judge is None, command=command,
         qualities=qualities,
     )  # fmt: skip
     write_text(out / RESULT, found.to_json(), force=True)

@@ -9,6 +9,7 @@ from edgeprune.study.explain import PARTS
 from edgeprune.study.record import Cell, Interval, Pair, Projection, Study, Winner
 from edgeprune.study.verdict import MARGIN
 
+WIDE = 5.0  # a ratio beyond which an interval's end says nothing
 WHO = {"depth": "depth", "width": "width", "equal": "equal", "open": "not settled"}
 
 VERDICT_COLUMNS = (
@@ -140,7 +141,8 @@ def model_columns(s: Study) -> tuple[str, ...]:
 
 def model_rows(s: Study) -> Iterator[tuple[str, ...]]:
     speed = {(c.variant, c.quant, c.context): 1 / c.measured_s for c in s.cells if c.threads == s.threads[-1]}
-    for m in s.models:
+    order = list(dict.fromkeys(m.quant for m in s.models))
+    for m in sorted(s.models, key=lambda m: order.index(m.quant)):
         cells = (f"{speed[k]:.1f}" if (k := (m.variant, m.quant, c)) in speed else "not measured" for c in s.contexts)
         sizes = (f"{n / 1e6:.0f}" if n else "not measured" for n in (m.file_bytes, m.memory_bytes))
         yield (m.label, f"{m.params:,}", m.quant, *sizes, *cells)
@@ -170,9 +172,11 @@ def reasons(s: Study) -> Iterator[str]:
         if not mine:
             continue
         share = {k: statistics.fmean((b.parts[k] - a.parts[k]) / a.measured_s for a, b in mine) for k in PARTS}
-        largest = sorted(share, key=lambda k: -abs(share[k]))[:2]
-        told = " and ".join(f"{names[k]} ({share[k]:+.1%})" for k in largest)
-        yield f"Against {name}, on average, most of what the thinner model takes more of depth's time is {told}."
+        told = ", ".join(f"{names[k]} {share[k]:+.1%}" for k in sorted(share, key=lambda k: -abs(share[k])))
+        yield (
+            f"{name[0].upper()}{name[1:]}: a token takes {sum(share.values()):+.1%} of depth's time, on average over {len(mine)} "
+            f"states. Of that {told}."
+        )
 
 
 def foresight(s: Study) -> str:
@@ -288,7 +292,8 @@ def _cell(x: Interval, winner: Winner) -> str:
 
 def _percent(x: Interval) -> str:
     """Of a ratio of speeds."""
-    return f"{x.middle - 1:+.0%} ({x.low - 1:+.0%} to {x.high - 1:+.0%})"
+    high = f"{x.high - 1:+.0%}" if x.high < WIDE else "anything"
+    return f"{x.middle - 1:+.0%} ({x.low - 1:+.0%} to {high})"
 
 
 def _times(x: float) -> str:

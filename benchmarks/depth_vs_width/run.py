@@ -1,0 +1,41 @@
+"""Depth against width, the published study: speed at a realistic size, and a small real model with its quality.
+
+    python benchmarks/depth_vs_width/run.py             # both; --only speed or --only real
+    python benchmarks/depth_vs_width/run.py --help
+
+Each is `edgeprune study` with the arguments below; plan, raw samples and report stay in a folder of its name, and the same
+command goes on where it was stopped. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+STUDIES = {
+    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_0,Q4_K_M,Q8_0 --contexts 0,2048",
+    "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q8_0,Q4_K_M,int8 --contexts 0,2048 --heal",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=STUDIES)
+    parser.add_argument("-o", "--output", type=Path, default=HERE, help="folder for the results")
+    parser.add_argument("--force", action="store_true", help="begin again where a result is of another machine")
+    args, more = parser.parse_known_args()
+    for name in [args.only] if args.only else STUDIES:
+        command = [sys.executable, "-m", "edgeprune.cli", "study", *STUDIES[name].split(), "-o", str(args.output / name)]
+        started = time.monotonic()
+        done = subprocess.run([*command, *(["--force"] if args.force else []), *more], cwd=HERE.parents[1])
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        sys.stderr.write(f"{name}: {time.monotonic() - started:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
