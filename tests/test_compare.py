@@ -220,15 +220,15 @@ def test_what_was_killed_goes_on_to_the_same_result(found, folder, texts, tmp_pa
     """Killed while it chooses, then while it measures; what had been chosen keeps its time."""
     log, metrics = tmp_path / "log", tuple(c.metric for c in found.contenders)
 
-    def kill(*when):
-        def progress(*what):
-            if what[:2] == when:
+    def kill(when, least):
+        def progress(what, done, _total):
+            if what == when and done >= least:
                 raise KeyboardInterrupt
 
         return progress
 
     with pytest.raises(KeyboardInterrupt):
-        run(folder, texts, metrics, log=log, progress=kill("choosing by kl_search", 500))
+        run(folder, texts, metrics, log=log, progress=kill("choosing by kl_search", 300))
     answers = [json.loads(line) for line in log.read_text().splitlines()[1:]]
     seconds = [a[0] for a in answers if isinstance(a, list) and len(a) == 2]  # of the two metrics that came before
     with pytest.raises(KeyboardInterrupt):
