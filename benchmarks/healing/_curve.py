@@ -20,6 +20,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     rows, names = [r for r in results["rows"] if r["method"] == results["rows"][0]["method"]], results["texts"]
     paths, amounts = (sorted({r[key] for r in rows}, key=str) for key in ("path", "blocks"))
+    tokens = sorted({r["tokens"] for r in rows})
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(
         1, len(names), figsize=(1 + 3.6 * len(names), 3.8), squeeze=False, sharey=True, layout="constrained"
@@ -36,6 +37,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 )  # fmt: skip
         axis.axhline(ASKED[t > 0], color="grey", linewidth=1, linestyle=(0, (5, 5)))
         axis.set_xscale("log")
+        axis.set_xticks(tokens, [f"{n:,}" for n in tokens])
+        axis.minorticks_off()
         axis.set_title(text["name"], loc="left", fontsize=9)
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     axes[0][0].set_ylabel("damage in log perplexity won back")
