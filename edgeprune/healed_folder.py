@@ -70,12 +70,12 @@ def with_more(plan: Plan, spec: ModelSpec, blocks: Blocks) -> Plan:
     known of it; memory and speed are foretold anew where the device is known here, and not by what this host is."""
     unknown = dict.fromkeys(("damage_kl", "damage_perplexity", "expected_kl", "expected_ppl_ratio"))
     said = {"blocks": blocks, "removed": describe_removed(blocks, plan.n_blocks_whole)}
-    with contextlib.suppress(UsageError):
-        device = devices.load("" if plan.device == devices.HOST else plan.device)
-        said["prediction"] = cost.predict(
-            spec, blocks, device, plan.runtime, plan.backend, plan.quant, plan.budget.context_tokens,
-            plan.budget.prompt_tokens, plan.mode, plan.kv_type,
-        )  # fmt: skip
+    if plan.device != devices.HOST:
+        with contextlib.suppress(UsageError):
+            said["prediction"] = cost.predict(
+                spec, blocks, devices.load(plan.device), plan.runtime, plan.backend, plan.quant,
+                plan.budget.context_tokens, plan.budget.prompt_tokens, plan.mode, plan.kv_type,
+            )  # fmt: skip
     return plan.model_copy(update=unknown | said)
 
 
