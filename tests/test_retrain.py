@@ -123,6 +123,7 @@ def test_merged_weights_give_what_was_trained(tiny_folder, tmp_path, family, met
     assert (logits(plain) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_what_the_method_says(tiny_folder, pruned, texts, tmp_path):
     base = tiny_folder("llama")
 
@@ -168,9 +169,9 @@ def test_healing_in_closed_form_then_by_training(tiny_folder, pruned, texts, tmp
         pruned, base, spec, tmp_path / "solved", method="refit", files=texts, context_tokens=32, base_model="tiny",
         n_windows=16, precision="float32", command="",
     )  # fmt: skip
-    made = train(base, tmp_path / "solved", tmp_path / "both", texts, tokens=320, options={"rate": "3e-4"})
+    made = train(base, tmp_path / "solved", tmp_path / "both", texts, options={"rate": "3e-4"})
     assert made.former == solved and made.changed
-    assert [k.kl_cut for k in made.kinds] == pytest.approx(aside_kl(base, tmp_path / "solved", texts, 320), rel=1e-3)
+    assert [k.kl_cut for k in made.kinds] == pytest.approx(aside_kl(base, tmp_path / "solved", texts, 640), rel=1e-3)
     assert json.loads((tmp_path / "both" / "edgeprune.json").read_text())["healed"] == "refit, then distill"
     assert "then healed by refit" in (tmp_path / "both" / "README.md").read_text()
     with pytest.raises(InputRejected, match="healed already"):
@@ -215,21 +216,21 @@ def test_the_plan_of_what_was_given_back_is_foretold_anew():
     assert with_more(plan_for(spec, CUT), spec, CUT).prediction == known.prediction
 
 
-@pytest.mark.parametrize("replace", ["mlp", "block"])
+@pytest.mark.parametrize("replace", ["mlp", pytest.param("block", marks=pytest.mark.slow)])
 def test_streamline_learns_what_the_run_gave(tiny_folder, pruned, texts, tmp_path, replace):
     """Its loss at the start, against hooks: after the given-back block on the student's stream, after layer 3 on the whole's."""
     import torch
 
     base, healer = tiny_folder("llama"), load("edgeprune.healers", "streamline")
     out = tmp_path / "out"
-    train(base, pruned, out, texts, "streamline", 160, {"replace": replace})
+    train(base, pruned, out, texts, "streamline", 320, {"replace": replace})
     blocks = heal.pruned_plan(out).blocks
     assert to_text(blocks) == ("0-1 -:2 4" if replace == "mlp" else "0-2 4")
     assert halves(open_checkpoint(out))[2] == (replace == "block", True)
     whole, m = torch_model.load(base), torch_model.load(out)
     trainee = healer.prepare(m, whole, Cut(CUT, blocks), healer.OPTIONS | {"replace": replace})
     batch = training.as_batch([e for kind in example_kinds(base, texts) for e in kind.fit[:2]], "cpu")
-    found = float(trainee.loss(batch, 0.0))
+    found = trainee.loss(batch, 0.0).item()
     with torch.inference_mode():
         states = [x(batch.tokens, output_hidden_states=True, use_cache=False).hidden_states for x in (m, whole)]
     expected = (states[0][3] - states[1][4]).double().square().mean(-1).sum()
