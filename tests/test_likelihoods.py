@@ -108,6 +108,21 @@ def test_what_texts_share_is_computed_once(artifacts):
         session.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_goes_back_or_says_that_it_can_not(artifacts, family):
+    ids = np.random.default_rng(5).integers(3, 300, 60).tolist()
+    for runtime, path in artifacts(family).items():
+        session = open_session(runtime, path)
+        want = session.prefill([*ids[:12], *ids[50:]]).copy()
+        session.reset()
+        session.prefill(ids[:40])
+        went = session.rewind(12)
+        found = session.prefill(ids[50:] if went else [*ids[:12], *ids[50:]])
+        assert went or (family, runtime) == ("gemma3", "transformers")  # a window of 16 tokens has moved on
+        assert found == pytest.approx(want, abs=1e-2 if family == "gemma3" else 1e-4), runtime
+        session.close()
+
+
 def test_a_cache_that_can_not_go_back_is_filled_again(artifacts):
     """As llama.cpp's is, where a sliding window has moved on."""
     model, pairs = some_pairs(artifacts("llama")["transformers"])
