@@ -64,17 +64,6 @@ def check(folder: Path, quant: str, options: Options = PLAIN) -> None:
     _open(Path(folder), quant)
 
 
-def notes(folder: Path, quant: str) -> list[str]:
-    """What the caller should know before the work."""
-    config = open_checkpoint(Path(folder)).config
-    n_kv_heads = {w.n_kv_heads for w in for_model_type(config["model_type"]).decoder(config).widths}
-    if len(n_kv_heads) == 1:
-        return []
-    return [
-        "layers have different numbers of key-value heads: onnxruntime runs that, onnxruntime-genai has one for all"
-    ]
-
-
 def export(
     folder: Path, out: Path, quant: str, provenance: dict[str, str], progress: Callable[[str, float], None],
     options: Options = PLAIN,
