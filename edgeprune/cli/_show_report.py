@@ -7,6 +7,7 @@ from pathlib import Path
 from edgeprune.cli._show import number
 from edgeprune.cli._terminal import say, table
 from edgeprune.report import facts
+from edgeprune.report.beside import LETTERS
 from edgeprune.report.record import Beside, BudgetLine, Report
 from edgeprune.types import Measurement
 from edgeprune.units import show_bytes
@@ -32,7 +33,7 @@ def report(r: Report, paths: list[Path]) -> None:
 
 def beside(b: Beside, paths: list[Path]) -> None:
     say(b.headline)
-    for letter, r in zip("ABCDEFGH", b.runs, strict=False):
+    for letter, r in zip(LETTERS, b.runs, strict=False):
         say(f"{letter}: {r.title}: {r.headline}")
     for text in b.unlike:
         say(f"not alike: {text}")
