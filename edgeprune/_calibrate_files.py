@@ -9,10 +9,11 @@ from typing import Any
 from edgeprune import _bench_files, model
 from edgeprune import _profile_write as profile_write
 from edgeprune._bench_files import BenchRow
+from edgeprune._rates import counted
 from edgeprune._sizes import named
 from edgeprune._terms import Fitted, Observation, fit_all, matrices_of
-from edgeprune.errors import EdgepruneError, InputRejected
-from edgeprune.types import DeviceProfile, ModelSpec
+from edgeprune.errors import EdgepruneError, InputRejected, UsageError
+from edgeprune.types import Calibration, DeviceProfile, ModelSpec
 
 SAME_PARAMS = 0.01  # how far a file's number of parameters may be from a model's to be taken for it
 
@@ -34,14 +35,46 @@ def observations(files: Sequence[Path], specs: Sequence[ModelSpec]) -> list[Obse
 
 
 def calibrate_files(
-    files: Sequence[Path], specs: Sequence[ModelSpec], base: DeviceProfile, document: dict[str, Any], device_id: str
-) -> tuple[dict[str, Any], list[Fitted]]:
-    """(the profile's document with what the files say, the fits). Raises as `observations`."""
-    names = ", ".join(p.name for p in files)
-    source = f"edgeprune calibrate --from {names}, on {base.name}"
-    fitted = fit_all(observations(files, specs), base.bandwidth.value, "fitted", source, {})
+    files: Sequence[Path], specs: Sequence[ModelSpec], base: DeviceProfile, document: dict[str, Any], device_id: str,
+    mode: str | None = None,
+) -> tuple[dict[str, Any], list[Fitted], list[str]]:  # fmt: skip
+    """(the profile's document with what the files say, the fits, sentences on what they were joined with).
+
+    `mode`: the power mode that the files are of; None: the profile's first. Raises as `observations`, and UsageError for
+    a mode that the profile does not have.
+    """
+    modes, said = [m.name for m in base.modes], []
+    if mode is not None and mode not in modes:
+        raise UsageError(f"{base.id} has no power mode {mode!r}; known: {', '.join(modes) or 'none'}")
+    if mode is None and modes:
+        mode = modes[0]
+        said.append(f"the files are taken as of power mode {mode}, the profile's first; --mode names another")
+    rows = observations(files, specs)
+    known = {key: c for key in {(o.runtime, o.backend) for o in rows} if (c := _known(base, *key, mode))}
+    for (runtime, backend), c in sorted(known.items()):
+        n = sum((o.runtime, o.backend) == (runtime, backend) for o in rows)
+        said.append(
+            f"{runtime} on {backend}: the profile rests on {counted(c)} already; the files' {n} adjust that fit, they do "
+            "not replace it"
+        )
+    source = f"edgeprune calibrate --from {', '.join(p.name for p in files)}, on {base.name}"
+    if known:
+        source += ", beside " + ", ".join(
+            f"{c.n_rows} rows known of {k[0]} on {k[1]}" for k, c in sorted(known.items())
+        )
+    fitted = fit_all(rows, base.bandwidth.value, "fitted", source, {}, known, mode)
     document = profile_write.with_calibrations(document, [f.calibration for f in fitted], source)
-    return {**document, "id": device_id, "aliases": [], "siblings": []}, fitted
+    return {**document, "id": device_id, "aliases": [], "siblings": []}, fitted, said
+
+
+def _known(base: DeviceProfile, runtime: str, backend: str, mode: str | None) -> Calibration | None:
+    """The profile's own fit for this, of all quantisations, the mode's before one of no mode."""
+    there = [
+        c
+        for c in base.calibrations
+        if (c.runtime, c.backend, c.quant) == (runtime, backend, None) and c.mode in (mode, None) and c.efficiency
+    ]
+    return max(there, key=lambda c: (c.mode == mode, c.n_rows), default=None)
 
 
 def _observation(r: BenchRow, spec: ModelSpec) -> Observation:

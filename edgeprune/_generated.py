@@ -73,6 +73,9 @@ def make_gguf(g: Geometry, quant: str, out: Path, *, mixed: bool = False) -> Non
 
     writer = gguf.GGUFWriter(str(out), "llama")
     _metadata(writer, g)
+    named = getattr(gguf.LlamaFileType, f"MOSTLY_{quant}", None)  # a pure Q4_K has no name as a file
+    if named is not None:
+        writer.add_file_type(named)
     tensors: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (g.vocab, g.hidden))]
     tensors += [("output_norm.weight", (g.hidden,))] + ([] if g.tied else [("output.weight", (g.vocab, g.hidden))])
     for i in range(g.n_blocks):

@@ -179,7 +179,7 @@ def _efficiency(
         figure = chosen.efficiency_of.get(quant)
         widen = 0.0 if figure or chosen.quant == quant or not chosen.efficiency_of else Z * known.kind_spread
         span = _rate(figure or chosen.efficiency, weights, 1.0)
-        return _wider(span, widen), f"{chosen.status}: {_counted(chosen)} on this device, {_of(chosen)}"
+        return _wider(span, widen), f"{chosen.status}: {counted(chosen)} on this device, {_of(chosen)}"
     text = f"prior: {known.n_rows} {backend} rows on {known.n_devices} device{'s' if known.n_devices != 1 else ''}"
     span, widen = Span(1 / weights.high, 1 / weights.value, 1 / weights.low), Z * known.kind_spread
     if device.bandwidth.kind == "measured":
@@ -191,7 +191,7 @@ def _efficiency(
     return _wider(span, widen), text
 
 
-def _counted(c: Calibration) -> str:
+def counted(c: Calibration) -> str:
     return f"{c.n_rows} row{'s' if c.n_rows != 1 else ''} of {c.n_models} model{'s' if c.n_models != 1 else ''}"
 
 

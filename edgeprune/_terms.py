@@ -8,6 +8,9 @@
 Every tensor type has a rate of its own: a file quantisation mixes types (Q4_K_M holds Q4_K and Q6_K), and kernels differ
 by more than their bytes. So quantisations that were never run are foretold from the types that they are made of. What
 separates the terms: an output matrix is bytes without blocks, so depths tell bytes from blocks; contexts tell attention.
+
+Where a profile has a fit of its own already, decode starts from that fit instead of the backend's prior, so that few new
+rows adjust what many older ones said, and many replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgeprune._fit import Fit, Row, fit, predict
 from edgeprune._kv_types import ELEMENT_BYTES, native
-from edgeprune._prior import Prior, Term
+from edgeprune._prior import Prior, Term, Z
 from edgeprune._rates import WEAK, prior
 from edgeprune._sizes import Matrices, Shapes, sizes
 from edgeprune.blocks import whole
@@ -33,6 +36,7 @@ WIDE = 1.2  # a prior's spread as a logarithm: a factor of 7 either way
 NEAR = 0.7
 PREFILL_FLOPS = 1e11  # where nothing else says more
 HEAD_SHARE = 0.9  # most of a prompt's time that is believed to be the output matrix's
+MACHINES = 0.1  # spread between two machines, or builds of a runtime, that one profile describes
 MIN_FITTED = 8  # rows below which a profile calls its figures a prior (edgeprune._profile_toml)
 
 
@@ -75,18 +79,25 @@ def matrices_of(spec: ModelSpec, runtime: str, quant: str) -> tuple[Matrices, ..
 
 
 def fit_all(
-    found: Sequence[Observation], bandwidth: float, status: str, source: str, memory: dict[tuple[str, str], float]
-) -> list[Fitted]:
-    """One result per runtime × backend, in the order of the observations. `memory`: bytes of a runtime itself."""
+    found: Sequence[Observation], bandwidth: float, status: str, source: str, memory: dict[tuple[str, str], float],
+    known: dict[tuple[str, str], Calibration] | None = None, mode: str | None = None,
+) -> list[Fitted]:  # fmt: skip
+    """One result per runtime × backend, in the order of the observations. `memory`: bytes of a runtime itself; `known`:
+    fits of older rows to start from; `mode`: the power mode that the rows are of."""
     groups: dict[tuple[str, str], list[Observation]] = {}
     for o in found:
         groups.setdefault((o.runtime, o.backend), []).append(o)
-    return [_fit_one(key, rows, bandwidth, status, source, memory.get(key)) for key, rows in groups.items()]
+    known = known or {}
+    return [
+        _fit_one(key, rows, bandwidth, status, source, memory.get(key), known.get(key), mode)
+        for key, rows in groups.items()
+    ]
 
 
 def _fit_one(
-    key: tuple[str, str], rows: list[Observation], bandwidth: float, status: str, source: str, memory: float | None
-) -> Fitted:
+    key: tuple[str, str], rows: list[Observation], bandwidth: float, status: str, source: str, memory: float | None,
+    known: Calibration | None, mode: str | None,
+) -> Fitted:  # fmt: skip
     runtime, backend = key
     decode = [o for o in rows if o.what == "decode"]
     prefill = [o for o in rows if o.what == "prefill"]
@@ -106,7 +117,7 @@ def _fit_one(
     speeds: dict[str, float] = {}
     if decode:
         types = _types(decode)
-        result = fit([_decode_row(o, types) for o in decode], _decode_prior(types, backend, bandwidth))
+        result = fit([_decode_row(o, types) for o in decode], _decode_prior(types, backend, bandwidth, known))
         terms = {t.name: t for t in result.terms}
         judged += [Judged(o, predict(result, _decode_row(o, types).amounts).seconds) for o in decode]
         found["weight_rates"] = {t: rate(terms[t], "bytes/s") for t in types}
@@ -135,11 +146,14 @@ def _fit_one(
         unclear += _unclear("prefill", result)
     if memory is not None:
         found["runtime_memory"] = figure(memory, memory, memory, "bytes")
-    n_rows = len(rows)
+    n_rows, n_models = len(rows), len({o.model for o in rows})
+    if known:
+        found = _beside(known, found, n_rows)
+        n_rows, n_models = n_rows + known.n_rows, n_models + known.n_models
     told = status if status != "fitted" or n_rows >= MIN_FITTED else "prior"
     calibration = Calibration(
-        runtime=runtime, backend=backend, build=rows[0].build, n_rows=n_rows, n_models=len({o.model for o in rows}),
-        status=told, **found,
+        runtime=runtime, backend=backend, mode=mode, build=rows[0].build, n_rows=n_rows, n_models=n_models, status=told,
+        **found,
     )  # fmt: skip
     return Fitted(calibration, tuple(judged), tuple(f"{runtime} on {backend}: {line}" for line in unclear))
 
@@ -170,12 +184,44 @@ def _without_head(o: Observation, speeds: dict[str, float]) -> float:
     return o.seconds - min(head, HEAD_SHARE * o.seconds)
 
 
-def _decode_prior(types: list[str], backend: str, bandwidth: float) -> Prior:
-    """The backend's own, of a device nobody measured, as wide as rows of this one can make it narrow again."""
-    weights, overhead, cache, attention = (prior(backend) or WEAK).terms
+def _decode_prior(types: list[str], backend: str, bandwidth: float, known: Calibration | None) -> Prior:
+    """The backend's own, of a device nobody measured, as wide as rows of this one can make it narrow again; or `known`."""
+    before = prior(backend) or WEAK
+    weights, overhead, cache, attention = before.terms
     terms = [Term(t, weights.value / bandwidth, WIDE) for t in types]
     terms += [Term(OVERHEAD, overhead.value, WIDE), Term(CACHE, cache.value / bandwidth, NEAR)]
-    return Prior((*terms, Term(ATTENTION, attention.value, WIDE)), NOISE)
+    terms.append(Term(ATTENTION, attention.value, WIDE))
+    if known is None:
+        return Prior(tuple(terms), NOISE)
+    share = known.efficiency
+    of_all = share and share.model_copy(
+        update={k: getattr(share, k) and getattr(share, k) * bandwidth for k in ("value", "low", "high")}
+    )
+    said = {t: known.weight_rates.get(t, of_all) for t in types}
+    said |= {CACHE: known.cache_rate, ATTENTION: known.attention_rate}
+    rates = {name: _as_known(name, f) for name, f in said.items() if f}
+    per_block = known.overhead_per_block
+    if per_block:
+        rates[OVERHEAD] = _as_known(OVERHEAD, per_block)._replace(value=max(per_block.value, 1e-3) * 1e-6)
+    for t in set(types) - set(known.weight_rates):
+        if t in rates:  # what all types reached together tells less of one
+            rates[t] = rates[t]._replace(spread=math.hypot(rates[t].spread, before.kind_spread))
+    return Prior(tuple(rates.get(t.name, t) for t in terms), known.error.value if known.error else NOISE)
+
+
+def _as_known(name: str, f: Figure) -> Term:
+    """A figure of an older fit as what is believed of this machine: a rate as seconds per unit, its interval wider."""
+    ends = math.log(f.high / f.low) / (2 * Z) if f.low and f.high else NEAR
+    return Term(name, 1 / f.value, math.hypot(ends, MACHINES))
+
+
+def _beside(known: Calibration, found: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    """The new terms, and of the older fit what the new rows could not tell."""
+    fields = {k: getattr(known, k) for k in type(known).model_fields}
+    figures = {k: v for k, v in fields.items() if isinstance(v, Figure) or (isinstance(v, dict) and v)}
+    both = {k: figures[k] | v for k, v in found.items() if isinstance(v, dict) and k in figures}
+    kept = {"efficiency": known.efficiency} if known.efficiency and known.n_rows > n_rows else {}
+    return {**figures, **found, **both, **kept}
 
 
 def _prefill_prior(

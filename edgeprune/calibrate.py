@@ -20,20 +20,22 @@ from edgeprune import _host, _host_runs, catalog, model
 from edgeprune import _profile_write as profile_write
 from edgeprune._generated import Geometry
 from edgeprune._host_runs import Job, Pass, Runs
-from edgeprune._sizes import Shapes, Sizes, sizes
+from edgeprune._sizes import Shapes, Sizes, named, sizes
 from edgeprune._terms import Fitted, Observation, fit_all
 from edgeprune.bench import physical_cores
 from edgeprune.blocks import whole
 from edgeprune.cost import compute_bytes, kv_bytes, runtime_bytes, weight_bytes
 from edgeprune.errors import UsageError
 from edgeprune.files import need_space, staging, tree_bytes, write_text
-from edgeprune.types import DeviceProfile, ModelSpec
+from edgeprune.types import Blocks, DeviceProfile, ModelSpec
+from edgeprune.what_if import typical_removal
 
 Progress = Callable[[str, int, int], None]
 
 NARROW = Geometry(hidden=768, ffn=2048, heads=12, kv_heads=12, n_blocks=10, vocab=32000)
 WIDE = Geometry(hidden=1536, ffn=4096, heads=24, kv_heads=6, n_blocks=3, vocab=16384)
 PASSES = (Pass(32, 24), Pass(128, 0), Pass(512, 24))
+LONGEST = max(p.prompt + p.gen for p in PASSES)
 REPETITIONS = 3
 # What llama.cpp's usual file quantisations are made of, with the types that stand in where 256 does not divide a row.
 GGUF_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K")
@@ -53,6 +55,7 @@ class Item(NamedTuple):
     quant: str
     geometry: Geometry | None
     path: Path | None = None
+    n_blocks: int | None = None  # of the user's model, what is left after a cut; None: all
 
 
 class Plan(NamedTuple):
@@ -115,14 +118,26 @@ def make_plan(
         for g in (NARROW, WIDE)
     ]
     for path in paths:
-        model.inspect(path)
+        whole_one = model.inspect(path).n_blocks
         for r in wanted:
             if path.is_dir():
-                items += [Item(f"{r} {q} {path.name}", r, q, None, path) for q in FOLDER_QUANTS[r]]
-            elif r == "llamacpp":
-                quant = catalog.load("edgeprune.runtimes", r).quant(path)
-                items.append(Item(f"{r} {quant} {path.name}", r, quant, None, path))
+                made = FOLDER_QUANTS[r]
+            else:
+                made = (_file_quant(path),) if r == "llamacpp" else ()
+            for n in sorted({whole_one, max(1, whole_one // 2)}, reverse=True):  # two depths tell bytes from blocks
+                kept = None if n == whole_one else n
+                name = path.name if kept is None else f"{path.name}, {n} of {whole_one} blocks"
+                items += [Item(f"{r} {q} {name}", r, q, None, path, kept) for q in made]
     return Plan(tuple(items), tuple(passes or PASSES), repetitions, threads or physical_cores())
+
+
+def _file_quant(path: Path) -> str:
+    said = catalog.load("edgeprune.runtimes", "llamacpp").quant(path)
+    if not named("llamacpp", said):
+        raise UsageError(
+            f"{path} is of quantisation {said!r}, whose size can't be foretold; name a folder or another file"
+        )
+    return said
 
 
 def work_bytes(item: Item) -> int:
@@ -133,12 +148,7 @@ def work_bytes(item: Item) -> int:
 
 def run(plan: Plan, folder: Path, *, progress: Progress, kept: Path | None = None) -> list[Runs]:
     """Make the models in `folder` and run them. `kept`: a file of finished rounds, to go on from and to add to."""
-    need_space(folder, plan.bytes)
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for n, item in enumerate(plan.items):
-        progress("making models", n, len(plan.items))
-        jobs.append(Job(item.name, _make(item, folder), item.runtime, plan.passes))
+    jobs = make(plan, folder, progress=progress)
     found = {r.name: r for r in _read_kept(kept, plan)}
     for group in _groups(jobs):
         before = [found[j.name] for j in group] if all(j.name in found for j in group) else []
@@ -153,6 +163,17 @@ def run(plan: Plan, folder: Path, *, progress: Progress, kept: Path | None = Non
         if done < plan.repetitions:
             _host_runs.measure(group, plan.repetitions - done, plan.n_threads, progress, save)
     return [found[j.name] for j in jobs]
+
+
+def make(plan: Plan, folder: Path, *, progress: Progress) -> list[Job]:
+    """The models of a plan, those that are not there yet made, as jobs to run. Raises OutOfResources without room."""
+    need_space(folder, plan.bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for n, item in enumerate(plan.items):
+        progress("making models", n, len(plan.items))
+        jobs.append(Job(item.name, _make(item, folder), item.runtime, plan.passes))
+    return jobs
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -176,9 +197,10 @@ def _make(item: Item, folder: Path) -> Path:
     from edgeprune.export import export, formats
 
     g, fmt = item.geometry, formats()[item.runtime]
-    if item.path and item.path.is_file():
-        return item.path
-    name = g.name if g else item.path.name
+    source = _source(item, folder)
+    if item.path and source.is_file():
+        return source
+    name = g.name if g else source.name
     out = folder / f"{name}-{item.quant}{'.gguf' if fmt == 'gguf' else ''}"
     if out.exists():
         return out
@@ -186,12 +208,40 @@ def _make(item: Item, folder: Path) -> Path:
         with staging(out, flush=False) as partial:
             generated.make_gguf(g, item.quant, partial)
         return out
-    source = item.path or folder / name
-    if not source.exists():
+    if g and not source.exists():
         with staging(source, flush=False) as partial:
             generated.make_folder(g, partial)
     export(source, fmt, item.quant, out, verify=False)
     return out
+
+
+def _source(item: Item, folder: Path) -> Path:
+    """What the artifact is made from: a folder of the generated shape, or the user's model, cut where that is asked."""
+    if item.geometry:
+        return folder / item.geometry.name
+    assert item.path
+    if item.n_blocks is None:
+        return item.path
+    from edgeprune import gguf_prune, prune
+    from edgeprune.plan import make_plan
+    from edgeprune.types import Budget
+
+    one_file = item.path.is_file()
+    stem, suffix = (item.path.stem, item.path.suffix) if one_file else (item.path.name, "")
+    out = folder / f"{stem}-{item.n_blocks}b{suffix}"
+    if not out.exists():
+        spec = model.inspect(item.path)
+        budget = Budget(context_tokens=min(LONGEST, spec.context_length_tokens), prompt_tokens=1)
+        cut = make_plan(spec, None, _host.profile(), budget).model_copy(update={"blocks": _blocks(item, spec)})
+        if one_file:
+            gguf_prune.prune_gguf(item.path, spec, cut, out, base_model=spec.name)
+        else:
+            prune.prune(item.path, spec, cut, out, base_model=spec.name, command="edgeprune calibrate")
+    return out
+
+
+def _blocks(item: Item, spec: ModelSpec) -> Blocks:
+    return typical_removal(spec.n_blocks, spec.n_blocks - (item.n_blocks or spec.n_blocks))
 
 
 def observations(plan: Plan, runs: Sequence[Runs], profile: DeviceProfile) -> list[Observation]:
@@ -215,7 +265,9 @@ def _spec(item: Item) -> ModelSpec:
     if item.geometry:
         return generated.spec(item.geometry)
     assert item.path
-    return model.inspect(item.path)
+    spec = model.inspect(item.path)
+    left = tuple(spec.blocks[b.attn] for b in _blocks(item, spec) if b.attn is not None)
+    return spec.model_copy(update={"n_blocks": len(left), "blocks": left})
 
 
 def runtime_memory(
@@ -249,9 +301,11 @@ def _size(item: Item, profile: DeviceProfile) -> Sizes:
     return sizes(Shapes(spec), whole(spec.n_blocks), item.runtime, item.quant, isa)
 
 
-def calibrate_host(plan: Plan, runs: list[Runs], device_id: str, when: str) -> Result:
-    """This machine's profile with the terms that the runs say."""
-    profile = _host.profile()
+def calibrate_host(
+    plan: Plan, runs: list[Runs], device_id: str, when: str, profile: DeviceProfile | None = None
+) -> Result:
+    """This machine's profile with the terms that the runs say; `profile`: its facts, where they are known already."""
+    profile = profile or _host.profile()
     memory, rows = runtime_memory(plan, runs, profile)
     source = (
         f"edgeprune calibrate on this machine, {when}: {len(plan.items)} models × {plan.repetitions} repetitions, "

@@ -74,7 +74,15 @@ def card(source: Path, header: GGUFHeader, file: Path, mean_kl: float | None) ->
     if mean_kl is not None:
         origin = f"`{source.name}` in llama.cpp" if source.is_file() else "the unquantised model in torch"
         lines += [f"Loaded in llama.cpp and compared with {origin}: KL {mean_kl:.2g} nats per token.", ""]
-    lines += ["```", f"llama-cli -m {file.name} -cnv", "ollama create my-model -f Modelfile && ollama run my-model"]
+    cache = _planned(file.parent)[1]
+    if cache:
+        lines += [f"Planned with a KV cache of type {cache}, without which it takes more memory than planned.", ""]
+    as_planned = f" -fa on -ctk {cache} -ctv {cache}" if cache else ""
+    lines += [
+        "```",
+        f"llama-cli -m {file.name} -cnv{as_planned}",
+        "ollama create my-model -f Modelfile && ollama run my-model",
+    ]
     lines += [f'edgeprune chat {file.name} "Hello"', "sha256sum -c SHA256SUMS", "```", ""]
     if removed:
         lines += ["Quality falls with every block removed: evaluate on your own task before use.", ""]
@@ -90,16 +98,23 @@ def _modelfile(header: GGUFHeader, file: Path) -> str:
         text.close()
     ends = [special[k] for k in ("eos_token", "eot_token") if k in special]
     licence = _licence(file.parent) or header.metadata.get("general.license")
-    n_ctx = _context(file.parent, header.metadata)
-    return modelfile.modelfile(file.name, turns, modelfile.stops(turns, ends), n_ctx, licence)
+    context, cache = _planned(file.parent)
+    n_ctx = context or min(DEFAULT_CONTEXT, _longest(header.metadata))
+    return modelfile.modelfile(file.name, turns, modelfile.stops(turns, ends), n_ctx, licence, cache)
 
 
-def _context(folder: Path, said: dict[str, Any]) -> int:
-    """The context that the plan reserved memory for, else a modest one."""
+def _planned(folder: Path) -> tuple[int | None, str | None]:
+    """The context that the plan reserved memory for, and the KV cache's type where llama.cpp must be asked for it."""
     try:
-        return json.loads((folder / "plan.json").read_text(encoding="utf-8"))["budget"]["context_tokens"]
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        asked = plan.get("runtime") == "llamacpp" and plan.get("kv_type", "f16") != "f16"
+        return plan["budget"]["context_tokens"], plan["kv_type"] if asked else None
     except (OSError, ValueError, KeyError):
-        return min(DEFAULT_CONTEXT, said.get(f"{said['general.architecture']}.context_length", DEFAULT_CONTEXT))
+        return None, None
+
+
+def _longest(said: dict[str, Any]) -> int:
+    return said.get(f"{said['general.architecture']}.context_length", DEFAULT_CONTEXT)
 
 
 def _licence(folder: Path) -> str | None:

@@ -50,7 +50,9 @@ def model_card(
             f"| {k.text} | {k.perplexity_whole:.2f} | {k.perplexity_cut:.2f} | {k.perplexity_healed:.2f} |"
             for k in healed.kinds
         ]
-    lines += ["", f"Planned for {plan.device}, {plan.runtime} {plan.quant}; ordered by {plan.metric or 'nothing'}.", ""]
+    cache = "" if plan.kv_type in ("f16", "f32") else f" with a {plan.kv_type} KV cache"
+    planned = f"Planned for {plan.device}, {plan.runtime} {plan.quant}{cache}; ordered by {plan.metric or 'nothing'}."
+    lines += ["", planned, ""]
     lines += ["```", command, "```", ""]
     if not is_portable(plan.blocks):
         lines += [

@@ -94,9 +94,15 @@ def stops(turns: Turns | None, ends: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*ends, *([marker[1]] if marker else [])]))
 
 
-def modelfile(file: str, turns: Turns | None, stop: Sequence[str], n_ctx: int, licence: str | None) -> str:
-    """The Modelfile's text. `file` stands beside it."""
+def modelfile(
+    file: str, turns: Turns | None, stop: Sequence[str], n_ctx: int, licence: str | None, kv_type: str | None = None
+) -> str:
+    """The Modelfile's text. `file` stands beside it; `kv_type`: of the planned cache, where it is not Ollama's own f16."""
     lines = [f"# ollama create NAME -f Modelfile, in this folder\nFROM ./{file}"]
+    if kv_type:  # a setting of the server: docs/faq.md there
+        lines.append(
+            f"# Planned with a KV cache of type {kv_type}: OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={kv_type} ollama serve"
+        )
     if turns is None:
         lines.append(
             "# No TEMPLATE: the chat template is more than turns. Ollama looks for one it knows in the GGUF file itself."

@@ -205,6 +205,22 @@ def test_finished_rounds_are_not_run_again(tmp_path):
     assert calibrate.run(plan, tmp_path / "work", progress=lambda *_: None, kept=kept) != first
 
 
+def test_a_model_of_the_user_s_runs_at_two_depths(tmp_path):
+    """Both really made: a .gguf cut to half its blocks beside the whole, each known by its own shape."""
+    make_gguf(TINY._replace(n_blocks=4), "Q8_0", tmp_path / "own.gguf")
+    plan = calibrate.make_plan(["llamacpp"], [tmp_path / "own.gguf"], types=["Q4_0"], repetitions=1, threads=1)
+    own = [i for i in plan.items if i.path]
+    assert [(i.quant, i.n_blocks) for i in own] == [("Q8_0", None), ("Q8_0", 2)]
+    made = [inspect(calibrate._make(i, tmp_path)) for i in own]
+    assert [m.n_blocks for m in made] == [calibrate._spec(i).n_blocks for i in own] == [4, 2]
+    assert [m.params for m in made] == [calibrate._spec(i).params for i in own]
+    folder = tmp_path / "folder"
+    make_folder(TINY._replace(n_blocks=4), folder)
+    plan = calibrate.make_plan([], [folder], types=["Q4_0"], repetitions=1, threads=1)
+    asked = {(i.runtime, i.quant, i.n_blocks) for i in plan.items if i.path}
+    assert asked == {(r, q, n) for r, qs in calibrate.FOLDER_QUANTS.items() for q in qs for n in (None, 2)}
+
+
 def test_what_can_not_be_calibrated():
     with pytest.raises(UsageError, match="tensorrt can't be calibrated: it is not installed"):
         calibrate.make_plan(["tensorrt"])
@@ -307,13 +323,43 @@ def calibrated_from(folder: Path, tests: list[dict], **more) -> dict:
     return _calibrate_files.calibrate_files([path], [spec(TINY)], base, document, "mine", **more)[0]
 
 
+def test_few_rows_adjust_a_fit_of_many(tmp_path):
+    """A row that the profile foretells leaves it as it is; one a tenth slower moves it a part of the way there."""
+    base = devices.load("rpi5-8gb")
+    (known,) = [c for c in base.calibrations if (c.runtime, c.backend) == ("llamacpp", "cpu")]
+    assert known.n_rows >= 8
+    foretold = 1 / predict(spec(TINY), whole(3), base, "llamacpp", "cpu", "Q4_K_M", 512, 64).decode_tok_per_s
+    times = []
+    for slower in (1.0, 1.1):
+        path = written(tmp_path, json.dumps([test(0, 128, 0, round(128e9 * foretold * slower))]))
+        document = _calibrate_files.base_document("rpi5-8gb")
+        document, (fitted,), said = _calibrate_files.calibrate_files([path], [spec(TINY)], base, document, "mine")
+        assert (fitted.calibration.n_rows, fitted.calibration.status) == (known.n_rows + 1, "fitted")
+        assert any(f"rests on {known.n_rows} rows" in line for line in said)
+        (tmp_path / "mine.toml").write_text(toml_text(document))
+        mine = devices.load(tmp_path / "mine.toml")
+        times.append(1 / predict(spec(TINY), whole(3), mine, "llamacpp", "cpu", "Q4_K_M", 512, 64).decode_tok_per_s)
+    assert times[0] == pytest.approx(foretold, rel=0.03)
+    assert times[0] * 1.01 < times[1] < foretold * 1.1
+
+
+def test_files_are_of_a_power_mode(tmp_path):
+    path = written(tmp_path, json.dumps([test(0, 64, 0, 10**9)]))
+    base, document = devices.load("jetson-agx-orin-64gb"), _calibrate_files.base_document("jetson-agx-orin-64gb")
+    with pytest.raises(UsageError, match="has no power mode '7W'; known: MAXN"):
+        _calibrate_files.calibrate_files([path], [spec(TINY)], base, document, "mine", "7W")
+    found = _calibrate_files.calibrate_files([path], [spec(TINY)], base, document, "mine")
+    assert found[1][0].calibration.mode == base.modes[0].name and "--mode names another" in found[2][0]
+
+
 def test_a_profile_is_extended(tmp_path):
     document = calibrated_from(tmp_path, [test(512, 0, 0, 10**9), test(0, 64, 0, 10**9), test(0, 64, 256, 2 * 10**9)])
     (tmp_path / "mine.toml").write_text(toml_text(document))
     mine, base = devices.load(tmp_path / "mine.toml"), devices.load("intel-n100")
     assert (mine.id, mine.bandwidth, mine.memory_total) == ("mine", base.bandwidth, base.memory_total)
-    (c,) = [c for c in mine.calibrations if c.n_rows == 3]
-    assert c.status == "prior" and "bench.out" in c.overhead_per_block.source
+    (before,) = [c for c in base.calibrations if (c.runtime, c.backend) == ("llamacpp", "cpu")]
+    (c,) = [c for c in mine.calibrations if (c.runtime, c.backend) == ("llamacpp", "cpu")]
+    assert (c.n_rows, c.status) == (before.n_rows + 3, "prior") and "bench.out" in c.overhead_per_block.source
     assert set(c.weight_rates) == {w.type for w in Shapes(spec(TINY)).gguf(whole(3), "Q4_K_M").matrices}
 
 

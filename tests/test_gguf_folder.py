@@ -30,6 +30,9 @@ tags:
 """
 
 
+PLAN = {"runtime": "llamacpp", "kv_type": "q8_0", "budget": {"context_tokens": 96}}
+
+
 @pytest.fixture(scope="module")
 def made(tiny_folder, tmp_path_factory):
     """(source folder with a card, a licence, provenance and a plan; the GGUF folder of it)."""
@@ -37,7 +40,7 @@ def made(tiny_folder, tmp_path_factory):
     source = shutil.copytree(tiny_folder("llama"), root / "source")
     (source / "README.md").write_text(CARD)
     (source / "LICENSE").write_text("Do as you like.\n")
-    (source / "plan.json").write_text(json.dumps({"budget": {"context_tokens": 96}}))
+    (source / "plan.json").write_text(json.dumps(PLAN))
     (source / "edgeprune.json").write_text(json.dumps({"base_model": "tiny/base", "removed": "layers 3-4"}))
     artifact = export.export(source, "gguf", "q8_0", root / "out")
     return source, root / "out", artifact
@@ -85,6 +88,7 @@ def test_the_card_flows_into_the_file_and_out_again(made):
     assert front["base_model"] == "tiny/base" and front["license"] == "apache-2.0" and front["language"] == ["en", "de"]
     assert {"gguf", "pruned"} <= set(front["tags"]) and front["quantized_by"].startswith("edgeprune")
     assert "layers 3-4" in text and file.name in text
+    assert f"llama-cli -m {file.name} -cnv -fa on -ctk q8_0 -ctv q8_0\n" in text
 
 
 def test_the_modelfile_names_the_file_the_planned_context_and_the_licence(made):
@@ -92,6 +96,7 @@ def test_the_modelfile_names_the_file_the_planned_context_and_the_licence(made):
     (file,) = out.glob("*.gguf")
     text = (out / "Modelfile").read_text()
     assert f"\nFROM ./{file.name}\n" in text and "\nPARAMETER num_ctx 96\n" in text
+    assert "OLLAMA_KV_CACHE_TYPE=q8_0" in text
     assert 'PARAMETER stop "<|im_end|>"' in text and 'LICENSE """Do as you like."""' in text
     assert "<|im_start|>assistant\n" in text
 

@@ -128,3 +128,10 @@ def test_a_modelfile_in_full():
     assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.M) == ["</s>", "<|eot|>"]
     assert "\nPARAMETER num_ctx 512\n" in text and text.endswith('LICENSE """mit"""\n')
     assert re.search(r'^TEMPLATE """(.*?)"""$', text, re.M | re.S)[1] == modelfile.go_template(turns)
+
+
+def test_a_planned_cache_is_named_and_ollama_s_own_is_not():
+    plain, planned = (modelfile.modelfile("m.gguf", None, [], 512, None, kv) for kv in (None, "q8_0"))
+    assert "KV_CACHE" not in plain and "OLLAMA_KV_CACHE_TYPE=q8_0" in planned
+    asked = [line for line in planned.splitlines() if not line.startswith("#")]
+    assert asked == [line for line in plain.splitlines() if not line.startswith("#")]  # a remark, no parameter

@@ -1,9 +1,11 @@
 """Predictions of this machine after calibration, on models, depths, quantisations and contexts that it did not see.
 
-    python benchmarks/prediction/host.py                # calibrate, then measure; about 12 minutes on two idle cores
+    python benchmarks/prediction/host.py                # about 12 minutes on two idle cores
     python benchmarks/prediction/host.py --quick        # tiny counts, to see that it works; its figures mean nothing
+    python benchmarks/prediction/host.py --again        # fit and foretell anew from the samples in host.json; seconds
 
-Writes host.md, host.json (raw samples) and host.png beside this file, or into --output.
+The models of the calibration and those foretold take turns, so that a machine's moods fall on both alike. Writes host.md,
+host.json (raw samples) and host.png beside this file, or into --output.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import _host_page as page  # noqa: E402
 from edgeprune import _calibrate_write, _generated, _host_runs, calibrate, devices, model, plan, what_if  # noqa: E402
 from edgeprune._generated import Geometry  # noqa: E402
 from edgeprune._host_runs import Job, Pass, Runs  # noqa: E402
+from edgeprune._profile_toml import parse, toml  # noqa: E402
 from edgeprune._profile_write import toml_text  # noqa: E402
 from edgeprune._rates import find  # noqa: E402
 from edgeprune._sizes import Shapes, Sizes, sizes  # noqa: E402
@@ -33,7 +36,7 @@ from edgeprune.export import export  # noqa: E402
 from edgeprune.files import tree_bytes  # noqa: E402
 from edgeprune.materialise import materialise  # noqa: E402
 from edgeprune.prune import prune  # noqa: E402
-from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec  # noqa: E402
+from edgeprune.types import Block, Blocks, Budget, DeviceProfile, ModelSpec  # noqa: E402
 
 PASSES = (Pass(96, 16), Pass(300, 16), Pass(700, 16))
 QUICK = (Pass(24, 3), Pass(60, 3))
@@ -64,55 +67,114 @@ class Case(NamedTuple):
     path: Path
 
 
+class Settings(NamedTuple):
+    """What is run, beside the cases."""
+
+    types: tuple[str, ...]  # of the calibration's models; () for all
+    repetitions: int
+    threads: int
+    calibration: tuple[Pass, ...]
+    passes: tuple[Pass, ...]  # of the cases
+
+    def plan(self) -> calibrate.Plan:
+        return calibrate.make_plan(
+            types=self.types, repetitions=self.repetitions, threads=self.threads, passes=self.calibration
+        )
+
+
+class Kept(NamedTuple):
+    """All that was measured: enough to fit and foretell anew."""
+
+    settings: Settings
+    when: str
+    versions: dict[str, str]
+    host: DeviceProfile  # its facts
+    calibration: list[Runs]
+    cases: list[Case]
+    runs: list[Runs]
+    file_bytes: list[int]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--profile", type=Path, help="a profile that `edgeprune calibrate` wrote; default: calibrate now"
-    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--folder", type=Path, help="where models are made; needs 4 GB")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent, help="folder of the three files")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--again", action="store_true", help="measure nothing: take the samples of host.json in --output"
+    )
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder, prefix="host-") as temporary:
-        work = Path(temporary)
-        profile = args.profile or calibrated(work, args)
-        device = devices.load(profile)
-        cases = make(work, device, args.quick)
-        passes = QUICK if args.quick else PASSES
-        jobs = [Job(c.name, c.path, c.runtime, passes) for c in cases]
-        runs = _host_runs.measure(jobs, 1 if args.quick else args.repetitions, args.threads, tell)
-        rows = [row for case, r in zip(cases, runs, strict=True) for row in compare(case, r, passes, device)]
-    from edgeprune.run import environment
-
+    kept = read(args.output / "host.json") if args.again else measure(args)
+    result = calibrate.calibrate_host(kept.settings.plan(), kept.calibration, "host-calibrated", kept.when, kept.host)
+    device = parse(toml(toml_text(result.document)))
+    rows = [
+        row
+        for case, r, n in zip(kept.cases, kept.runs, kept.file_bytes, strict=True)
+        for row in compare(case, r, n, kept.settings.passes, device)
+    ]
+    summary = _calibrate_write.summary(result.document, result.fitted, result.memory)
     results: dict[str, Any] = {
-        "when": time.strftime("%Y-%m-%d", time.gmtime()), "threads": args.threads, "host": device.name,
-        "repetitions": args.repetitions, "versions": environment(), "rows": rows,
-        "calibration": [c.model_dump(mode="json", exclude_none=True) for c in device.calibrations],
+        "when": kept.when, "threads": kept.settings.threads, "host": kept.host.name,
+        "repetitions": kept.settings.repetitions, "versions": kept.versions, "rows": rows,
+        "calibration": {k: summary[k] for k in ("calibrations", "errors", "unclear", "memory")}, "kept": plain(kept),
     }  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "host.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.output / "host.md").write_text(page.text(results))
+    (args.output / "host.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    (args.output / "host.md").write_text(page.text(results), encoding="utf-8")
     page.draw(rows, args.output / "host.png")
     sys.stdout.write(page.text(results))
 
 
+def measure(args: argparse.Namespace) -> Kept:
+    from edgeprune.run import environment
+
+    types = ("Q8_0", "Q4_K", "Q6_K", "int8", "int4") if args.quick else ()
+    passes = (QUICK, QUICK) if args.quick else (calibrate.PASSES, PASSES)
+    settings = Settings(types, 1 if args.quick else args.repetitions, args.threads, *passes)
+    host = devices.load(devices.HOST)
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="host-") as temporary:
+        work = Path(temporary)
+        jobs = calibrate.make(settings.plan(), work / "calibrate", progress=tell)
+        cases = make(work, host, args.quick)
+        every = [*jobs, *(Job(c.name, c.path, c.runtime, settings.passes) for c in cases)]
+        runs = _host_runs.measure(every, settings.repetitions, settings.threads, tell)
+        file_bytes = [tree_bytes(c.path) for c in cases]
+    when, n = time.strftime("%Y-%m-%d", time.gmtime()), len(jobs)
+    return Kept(settings, when, environment(), host, runs[:n], cases, runs[n:], file_bytes)
+
+
+def plain(kept: Kept) -> dict[str, Any]:
+    """As JSON; a model's shape once."""
+    specs = {c.spec.fingerprint: c.spec.model_dump(mode="json") for c in kept.cases}
+    cases = [
+        {"name": c.name, "spec": c.spec.fingerprint, "blocks": [[b.attn, b.ffn] for b in c.blocks], "runtime": c.runtime, "quant": c.quant}
+        for c in kept.cases
+    ]  # fmt: skip
+    return kept._asdict() | {
+        "host": kept.host.model_dump(mode="json"), "cases": cases, "specs": specs,
+        "calibration": [r._asdict() for r in kept.calibration], "runs": [r._asdict() for r in kept.runs],
+    }  # fmt: skip
+
+
+def read(path: Path) -> Kept:
+    found = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    types, repetitions, threads, *passes = found["settings"]
+    specs = {k: ModelSpec.model_validate(v) for k, v in found["specs"].items()}
+    cases = [
+        Case(c["name"], specs[c["spec"]], tuple(Block(attn=a, ffn=f) for a, f in c["blocks"]), c["runtime"], c["quant"], Path())
+        for c in found["cases"]
+    ]  # fmt: skip
+    return Kept(
+        Settings(tuple(types), repetitions, threads, *(tuple(Pass(*p) for p in each) for each in passes)),
+        found["when"], found["versions"], DeviceProfile.model_validate(found["host"]),
+        [Runs(**r) for r in found["calibration"]], cases, [Runs(**r) for r in found["runs"]], found["file_bytes"],
+    )  # fmt: skip
+
+
 def tell(what: str, done: int, total: int) -> None:
     sys.stderr.write(f"{what} {done}/{total}\n")
-
-
-def calibrated(work: Path, args: argparse.Namespace) -> Path:
-    """What `edgeprune calibrate -o host.toml` does."""
-    repetitions, passes = (1, QUICK) if args.quick else (args.repetitions, calibrate.PASSES)
-    types = ("Q8_0", "Q4_K", "Q6_K", "int8", "int4") if args.quick else ()
-    todo = calibrate.make_plan(types=types, repetitions=repetitions, threads=args.threads, passes=passes)
-    runs = calibrate.run(todo, work / "calibrate", progress=tell)
-    result = calibrate.calibrate_host(todo, runs, "host-calibrated", time.strftime("%Y-%m-%d", time.gmtime()))
-    sys.stderr.write(json.dumps(_calibrate_write.summary(result.document, result.fitted, [])["errors"]) + "\n")
-    out = work / "host-calibrated.toml"
-    out.write_text(toml_text(result.document), encoding="utf-8")
-    return out
 
 
 def make(work: Path, device: DeviceProfile, quick: bool) -> list[Case]:
@@ -145,29 +207,30 @@ def make(work: Path, device: DeviceProfile, quick: bool) -> list[Case]:
     return cases
 
 
-def compare(case: Case, r: Runs, passes: tuple[Pass, ...], device: DeviceProfile) -> list[dict[str, Any]]:
-    """Rows of what was measured beside what was foretold, with raw samples."""
+def compare(
+    case: Case, r: Runs, file_bytes: int, passes: tuple[Pass, ...], device: DeviceProfile
+) -> list[dict[str, Any]]:
+    """Rows of what was measured beside what was foretold."""
     spec, blocks, runtime, quant = case.spec, case.blocks, case.runtime, case.quant
     rates, size = find(device, runtime, r.backend, None, quant), _size(case, device)
     assert rates
     shared = {"model": case.name, "runtime": runtime, "quant": quant, "build": r.build}
     rows = []
 
-    def add(what: str, tokens: int, predicted: float, measured: float, samples: list[int]) -> None:
-        ends = {"what": what, "tokens": tokens, "predicted": predicted, "measured": measured, "samples_ns": samples}
-        rows.append(shared | ends)
+    def add(what: str, tokens: int, predicted: float, measured: float) -> None:
+        rows.append(shared | {"what": what, "tokens": tokens, "predicted": predicted, "measured": measured})
 
     for p, prefill, tokens in zip(passes, r.prefill_ns, r.token_ns, strict=True):
         every = [ns for repetition in tokens for ns in repetition]
         depth = p.prompt + (p.gen + 1) // 2
         s = decode_times(spec, blocks, size, quant, runtime, rates, depth)[1]
-        add("decode", depth, s, statistics.median(every) / 1e9, every)
+        add("decode", depth, s, statistics.median(every) / 1e9)
         s = prefill_times(spec, blocks, size.matrices, runtime, rates, p.prompt)[1]
-        add("prefill", p.prompt, s, statistics.median(prefill) / 1e9, prefill)
+        add("prefill", p.prompt, s, statistics.median(prefill) / 1e9)
     context, prompt = max(p.prompt + p.gen for p in passes), max(p.prompt for p in passes)
     foretold = Predictor(spec, device, runtime, r.backend)(blocks, quant, context, prompt)
-    add("memory", context, foretold.memory_bytes, r.memory["peak"] - r.memory["before"], [])
-    add("file", 0, foretold.file_bytes, tree_bytes(case.path), [])
+    add("memory", context, foretold.memory_bytes, r.memory["peak"] - r.memory["before"])
+    add("file", 0, foretold.file_bytes, file_bytes)
     return rows
 
 

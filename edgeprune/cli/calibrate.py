@@ -16,7 +16,7 @@ from edgeprune.cli._terminal import emit, note, progress, say, table
 from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 
-Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL…]", help="A .gguf or a transformers folder to run beside the generated models. With --from: the models that the files are of.")]  # fmt: skip  # noqa: E501
+Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL…]", help="A .gguf or a transformers folder to run beside the generated models, whole and cut to half its blocks. With --from: the models that the files are of.")]  # fmt: skip  # noqa: E501
 Files = Annotated[list[Path] | None, typer.Option("--from", metavar="FILE", help="Output of llama-bench (-o json, jsonl or csv) or of onnxruntime-genai's benchmark_e2e.py on the device; repeatable. Nothing is run here.")]  # fmt: skip  # noqa: E501
 Base = Annotated[str | None, typer.Option("--device", "-d", help="With --from: the device that the files are of; its profile is extended.")]  # fmt: skip  # noqa: E501
 Only = Annotated[list[str] | None, typer.Option("--runtime", help="llamacpp or onnxruntime; repeatable. Default: those that are installed.")]  # fmt: skip  # noqa: E501
@@ -34,6 +34,10 @@ def calibrate(
     device: Base = None,
     runtime: Only = None,
     type: Types = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="With --from: the power mode that the files are of. Default: the first."),
+    ] = None,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1)] = 3,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: physical cores.")] = None,
     work: Work = None,
@@ -52,16 +56,16 @@ def calibrate(
     for path in writing.paths(output):
         refuse_existing(path, force)
     if files:
-        document, fitted, memory = _from_files(files, models or [], device, output)
-    elif device:
-        raise UsageError("--device is for --from; without files this machine is calibrated")
+        document, fitted, memory = _from_files(files, models or [], device, mode, output)
+    elif device or mode:
+        raise UsageError("--device and --mode are for --from; without files this machine is calibrated")
     else:
         document, fitted, memory = _on_host(models or [], runtime, type, repetitions, threads, work, output)
     found = writing.write(output, document, fitted, memory, force)
     emit(found) if json else _show(output, found)
 
 
-def _from_files(files: list[Path], models: list[str], device: str | None, output: Path):
+def _from_files(files: list[Path], models: list[str], device: str | None, mode: str | None, output: Path):
     from edgeprune import _calibrate_files as library
     from edgeprune import model
 
@@ -69,7 +73,10 @@ def _from_files(files: list[Path], models: list[str], device: str | None, output
         raise UsageError("--from needs --device: the profile of the device that the files are of, or 'host'")
     base = device_profile(device)
     specs = [model.inspect(model.resolve(m)) for m in models]
-    document, fitted = library.calibrate_files(files, specs, base, library.base_document(device), output.stem)
+    document = library.base_document(device)
+    document, fitted, said = library.calibrate_files(files, specs, base, document, output.stem, mode)
+    for line in said:
+        note(line)
     return document, fitted, []
 
 
