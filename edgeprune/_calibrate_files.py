@@ -110,7 +110,7 @@ def _shape(r: BenchRow, specs: Sequence[ModelSpec]) -> ModelSpec:
             pass  # told below: the person names it
     what = f"{r.n_params:,} parameters" if r.n_params else f"the name {r.model!r}"
     raise InputRejected(
-        f"{r.where}: which model is it? Of {what} none is known here; name its folder or .gguf as MODEL"
+        f"{r.where}: which model is it? Of {what} none is known here; name its folder, its .gguf or a well-known model as MODEL"
     )
 
 

@@ -144,3 +144,13 @@ def test_the_prior_is_of_its_rows():
             assert loss.middle == pytest.approx(math.exp(middle * share)) and loss.kl == pytest.approx(middle * share)
         assert prior.removal_loss(0.31, int(params)) is None
         assert prior.removal_loss(0.0, int(params))[:3] == (1.0, 1.0, 1.0)
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    """Where somebody asked for it; the prompt that is assumed is cut to a short context."""
+    from edgeprune.cli._app import budget_of
+
+    for asked in ({"prompt_tokens": 4096, "context_tokens": 512}, {"max_ttft_s": 5.0, "context_tokens": 256}):
+        with pytest.raises(UsageError, match="does not fit a context of"):
+            budget_of(**asked)
+    assert budget_of(context_tokens=256).context_tokens == 256

@@ -54,11 +54,18 @@ def command_line() -> str:
 
 
 def budget_of(**asked: Any) -> Budget:
-    """A budget of the options given. Raises UsageError for an objective that there is not."""
+    """A budget of the options given. Raises UsageError for an unknown objective, and a prompt longer than the context."""
     objectives = get_args(Budget.model_fields["objective"].annotation)
     if asked.get("objective", "quality") not in objectives:
         raise UsageError(f"no objective called {asked['objective']!r}; known: {', '.join(objectives)}")
-    return Budget(**asked)
+    budget = Budget(**asked)
+    by_default = budget.max_ttft_s is None and budget.prompt_tokens == Budget.model_fields["prompt_tokens"].default
+    if budget.prompt_tokens > budget.context_tokens and not by_default:
+        raise UsageError(
+            f"a prompt of {budget.prompt_tokens} tokens does not fit a context of {budget.context_tokens}; "
+            "give a larger --context or a shorter --prompt"
+        )
+    return budget
 
 
 def device_profile(name: str) -> Any:

@@ -16,7 +16,7 @@ from edgeprune.cli._terminal import emit, note, progress, say, table
 from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 
-Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL…]", help="A .gguf or a transformers folder to run beside the generated models, whole and cut to half its blocks. With --from: the models that the files are of.")]  # fmt: skip  # noqa: E501
+Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL…]", help="A .gguf or a transformers folder to run beside the generated models, whole and cut to half its blocks. With --from: the models that the files are of; also a name of the catalogue, such as llama-3.1-8b.")]  # fmt: skip  # noqa: E501
 Files = Annotated[list[Path] | None, typer.Option("--from", metavar="FILE", help="Output of llama-bench (-o json, jsonl or csv) or of onnxruntime-genai's benchmark_e2e.py on the device; repeatable. Nothing is run here.")]  # fmt: skip  # noqa: E501
 Base = Annotated[str | None, typer.Option("--device", "-d", help="With --from: the device that the files are of; its profile is extended.")]  # fmt: skip  # noqa: E501
 Only = Annotated[list[str] | None, typer.Option("--runtime", help="llamacpp or onnxruntime; repeatable. Default: those that are installed.")]  # fmt: skip  # noqa: E501
@@ -67,12 +67,14 @@ def calibrate(
 
 def _from_files(files: list[Path], models: list[str], device: str | None, mode: str | None, output: Path):
     from edgeprune import _calibrate_files as library
-    from edgeprune import model
+    from edgeprune import known_models, model
+    from edgeprune.cli._models import in_catalogue
 
     if device is None:
         raise UsageError("--from needs --device: the profile of the device that the files are of, or 'host'")
     base = device_profile(device)
-    specs = [model.inspect(model.resolve(m)) for m in models]
+    shapes = {m: in_catalogue(m) for m in models}
+    specs = [known_models.load(s) if (s := shapes[m]) else model.inspect(model.resolve(m)) for m in models]
     document = library.base_document(device)
     document, fitted, said = library.calibrate_files(files, specs, base, document, output.stem, mode)
     for line in said:
