@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from edgeprune._sizes import Shapes, sizes
 from edgeprune.blocks import whole
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.study import design as designing
-from edgeprune.study import explain, measure, project, verdict
+from edgeprune.study import explain, measure, page, project, run, verdict
 from edgeprune.study.design import design, shape_of
 from edgeprune.study.record import Interval, Study
 
@@ -130,13 +131,15 @@ def explained():
     found, host = tinyllama(), devices.load("intel-12-13-ddr5")
     rates = find(host, "llamacpp", "cpu", None, "Q4_K_M")
     samples = samples_of(found, rates, slower=1.1)
-    specs = {t.variant.name: t.variant.spec for t in found.tasks}
-    cells = explain.cells(samples, specs, host, 2)
-    return found, samples, cells, rates
+    made = run.conclude(
+        found, measure.Protocol(threads=(2,)), samples, ["left out: this"], host=host, profiles=project.chosen(["rpi5-8gb"]),
+        speed_only=True, command="edgeprune study",
+    )  # fmt: skip
+    return found, samples, made.cells, rates, made
 
 
 def test_parts_add_up_and_blind_predictions_are_near(explained):
-    found, _, cells, _ = explained
+    found, _, cells, *_ = explained
     odd = {t.variant.name for t in found.tasks if t.variant.rounding == 1}
     for c in cells:
         assert sum(c.parts.values()) == pytest.approx(c.measured_s)
@@ -147,7 +150,7 @@ def test_parts_add_up_and_blind_predictions_are_near(explained):
 
 
 def test_verdicts_follow_from_the_samples(explained):
-    found, samples, cells, rates = explained
+    found, samples, cells, rates, _ = explained
     pairs = verdict.pairs(found, samples, cells)
     assert {(p.quant, p.context) for p in pairs} == {(q, c) for _, q in LLAMACPP[:2] for c in (0, 2048)}
     specs = {t.variant.name: t.variant.spec for t in found.tasks}
@@ -176,13 +179,56 @@ def test_judging():
 
 
 def test_a_term_that_both_share_does_not_blur_the_ratio(explained):
-    *_, rates = explained
+    rates = explained[3]
     t = explain.token(designing.spec(SMALL), "llamacpp", "Q8_0", rates, 0)
     same = explain.advantage(t, t)
     assert (same.low, same.middle, same.high) == (1.0, 1.0, 1.0)
     deep = explain.token(designing.spec(SMALL._replace(n_blocks=2)), "llamacpp", "Q8_0", rates, 0)
     found = explain.advantage(deep, t)
     assert 1 < found.low < found.middle < found.high
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_path):
+    made = explained[4]
+    assert Study.from_json(made.to_json()) == made
+    page.write(made, tmp_path)
+    text, html = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    for said in (
+        "Speed only",
+        "this machine | measured | Q4_0 | 0",
+        "single-board computer: rpi5-8gb | foretold",
+        "left out: this",
+    ):
+        assert said in text, said
+    assert "Where depth loses" in text and "heads" in text.split("Where depth loses")[1][:900]
+    for name in ("speed.svg", "time.svg", "predicted.svg", "context.svg", "model.svg", "bandwidth.svg"):
+        assert f"]({name})" in text and (tmp_path / name).read_text().startswith("<svg")
+    assert html.count("<svg") == 6 and html.count("<figure>") == 6
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_speed_at_equal_damage():
+    """Depth: 10 tokens/s at KL 0, 20 at 1; at 0.5 that is √200. A thinner model of 14 there is about as fast."""
+    from edgeprune.study.record import Cell, Model, Quality
+
+    def one(name, kind, speed, kl):
+        m = Model(variant=name, label=name, kind=kind, ratio=0.2, rounding=32, equal="parameters", n_blocks=1, heads=1,
+                  kv_heads=1, ffn=1, params=1, runtime="llamacpp", quant="Q8_0", predicted_bytes=1, file_bytes=1,
+                  memory_bytes=1)  # fmt: skip
+        c = Cell(variant=name, runtime="llamacpp", quant="Q8_0", threads=1, context=0, measured_s=1 / speed,
+                 predicted_s=1 / speed, parts={})  # fmt: skip
+        q = Quality(variant=name, quant="Q8_0", method=kind, healed=False, perplexity=9, kl=kl, kl_stderr=0.001)
+        return m, q, c
+
+    rows = [one("whole", "whole", 10, 0.0), one("deep", "depth", 20, 1.0), one("thin", "width", 14, 0.5)]
+    rows += [one("worse", "width", 30, 1.5), one("slow", "width", 10, 0.5)]
+    found = verdict.at_equal_quality(*zip(*rows, strict=True))
+    assert [(e.width, e.winner) for e in found] == [("thin", "equal"), ("slow", "depth")], (
+        "nothing is said beyond depth's damage"
+    )
+    assert found[0].depth_tok_per_s == pytest.approx(math.sqrt(200)) and found[0].ratio.low < found[0].ratio.middle
 
 
 # --- real runs ------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ def test_a_method_that_can_not_is_left_out_and_the_rest_goes_on(tiny_folder, tmp
     spec = model.inspect(tiny_folder("llama"))
     other = make_scores(spec, [2, 3], fingerprint="0" * 64)
     with pytest.raises(WrongWeights):
-        real.prepare(tiny_folder("llama"), spec, "tiny", other, devices.load("rpi5-8gb"), (0.4,), (), (1,), QUANTS, tmp_path)
+        real.prepare(
+            tiny_folder("llama"), spec, "tiny", other, devices.load("rpi5-8gb"), (0.4,), (), (1,), QUANTS, tmp_path
+        )
 
 
 @pytest.mark.slow
@@ -60,7 +62,15 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
     def study():
         host = devices.load("intel-12-13-ddr5")
         return run.study(
-            d, protocol, measure.Limits(), out, source=real.source(subject), host=host, profiles=[], judge=judge, command="test"
+            d,
+            protocol,
+            measure.Limits(),
+            out,
+            source=real.source(subject),
+            host=host,
+            profiles=[],
+            judge=judge,
+            command="test",
         )
 
     found = study()

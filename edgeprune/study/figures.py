@@ -218,7 +218,7 @@ def _quality(s: Study) -> str | None:
 
 
 def _middle(s: Study) -> float:
-    return s.ratios[len(s.ratios) // 2] if s.ratios else 0.0
+    return s.ratios[(len(s.ratios) - 1) // 2] if s.ratios else 0.0
 
 
 def _short(label: str) -> str:

@@ -92,6 +92,12 @@ def content(s: Study, figures: Iterable[str]) -> Iterable[Part]:
         yield Heading("What it does to the model")
         yield from _figure("quality.svg", figures)
         yield Table(words.QUALITY_COLUMNS, tuple(words.quality_rows(s)), words.QUALITY_CAPTION)
+        yield Heading("At equal quality", 3)
+        yield Table(words.EQUAL_COLUMNS, tuple(words.equal_rows(s)), words.EQUAL_CAPTION)
+        if not s.equal_quality:
+            yield Para(
+                "No thinner model has a damage between those of two depth models, so nothing can be said at equal quality."
+            )
     yield Heading("Why")
     for line in words.reasons(s):
         yield Para(line)

@@ -79,7 +79,7 @@ def curves(d: Design, profiles: Sequence[tuple[str, DeviceProfile]], host: Devic
     ratios = sorted({v.ratio for v in d.variants if v.kind == "depth"})
     if not ratios:
         return []
-    ratio = ratios[len(ratios) // 2]
+    ratio = ratios[(len(ratios) - 1) // 2]
     shown = [p for _, p in profiles if p.id in SHOWN] or [p for _, p in profiles][:4]
     out = list(_along_context(d, ratio, runtime, quant, shown))
     out += _along_size(ratio, runtime, quant, shown)

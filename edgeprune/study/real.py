@@ -171,7 +171,7 @@ def _depths(
             continue
         seen.add(wanted)
         shorter = scores.model_copy(update={"path": scores.path[: step + 1]})
-        budget = Budget(quant="Q8_0", runtime="llamacpp", objective="size", context_tokens=256, prompt_tokens=64)
+        budget = Budget(quant="Q8_0", runtime="llamacpp", objective="size", context_tokens=64, prompt_tokens=64)
         plan = make_plan(spec, shorter, host, budget)
         if plan.blocks != scores.path[step].blocks:
             refused.append(f"ratio {ratio:g}: {host.id} can't hold the model that is left; left out")

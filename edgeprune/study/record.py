@@ -113,6 +113,20 @@ class Quality(Record):
     kl_stderr: float | None
 
 
+class EqualQuality(Record):
+    """A width variant beside the depth model of the same damage, which lies between two that were measured."""
+
+    quant: str
+    width: str
+    method: str
+    healed: bool  # the depth models
+    kl: float
+    width_tok_per_s: float
+    depth_tok_per_s: float
+    ratio: Interval  # of speeds; the ends are of the KL's 95 %
+    winner: Winner
+
+
 class Study(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
@@ -129,6 +143,7 @@ class Study(Record):
     projections: tuple[Projection, ...]
     curves: tuple[Curve, ...]
     qualities: tuple[Quality, ...] = ()
+    equal_quality: tuple[EqualQuality, ...] = ()
     left_out: tuple[str, ...]
     environment: dict[str, str]
     command: str

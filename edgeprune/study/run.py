@@ -101,12 +101,14 @@ def conclude(
     cells = [c for threads in p.threads for c in explain.cells(samples, specs, host, threads)]
     rows = [o for o in explain.observations(samples, specs, p.threads[-1]) if o.what == "decode"]
     here = explain.fitted(rows, host) if rows else host
+    models = tuple(_model(t, samples) for t in d.tasks)
     return Study(
         model=d.model, speed_only=speed_only, ratios=tuple(sorted({t.variant.ratio for t in d.tasks} - {0.0})),
         contexts=p.contexts, n_prompt=p.n_prompt, n_gen=p.n_gen, repetitions=p.repetitions, threads=p.threads,
-        models=tuple(_model(t, samples) for t in d.tasks), cells=tuple(cells),
+        models=models, cells=tuple(cells),
         pairs=tuple(verdict.pairs(d, samples, cells)), projections=tuple(project.projections(d, profiles, p.contexts)),
-        curves=tuple(project.curves(d, profiles, here)), qualities=tuple(qualities), left_out=tuple(left_out),
+        curves=tuple(project.curves(d, profiles, here)), qualities=tuple(qualities),
+        equal_quality=tuple(verdict.at_equal_quality(models, qualities, cells)), left_out=tuple(left_out),
         environment=environment() | _machine(samples), command=command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
     )  # fmt: skip

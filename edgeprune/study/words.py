@@ -63,6 +63,31 @@ PROJECTION_CAPTION = (
 QUALITY_COLUMNS = ("model", "method", "healed", "perplexity", "KL, nats per token")
 QUALITY_CAPTION = "On text that nothing was chosen by. KL is from the whole, unquantised model."
 
+EQUAL_COLUMNS = (
+    "quantisation",
+    "thinner model",
+    "KL",
+    "its tokens/s",
+    "depth at that KL, tokens/s",
+    "depth is",
+    "winner",
+)
+EQUAL_CAPTION = (
+    "At equal damage instead of equal size: depth's speed is read off between the models that were measured, on the line through "
+    "the whole model and those with fewer blocks. The bracket is of the KL's standard error. A thinner model with more or less "
+    "damage than any depth model is left out."
+)
+
+
+def equal_rows(s: Study) -> Iterator[tuple[str, ...]]:
+    labels = _labels(s)
+    for e in s.equal_quality:
+        healed = " (healed)" if e.healed else ""
+        yield (
+            e.quant, labels[e.width, e.quant], f"{e.kl:.3f}", f"{e.width_tok_per_s:.1f}", f"{e.depth_tok_per_s:.1f}{healed}",
+            _percent(e.ratio), WHO[e.winner],
+        )  # fmt: skip
+
 
 def question(s: Study) -> str:
     ratios = ", ".join(f"{r:.0%}" for r in s.ratios)
@@ -283,7 +308,7 @@ def _labels(s: Study) -> dict[tuple[str, str], str]:
 
 
 def _middle(s: Study) -> float:
-    return s.ratios[len(s.ratios) // 2] if s.ratios else 0.0
+    return s.ratios[(len(s.ratios) - 1) // 2] if s.ratios else 0.0
 
 
 def _cell(x: Interval, winner: Winner) -> str:
