@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STUDIES = {
-    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_0,Q4_K_M,Q8_0 --contexts 0,2048",
-    "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q8_0,Q4_K_M,int8 --contexts 0,2048 --heal",
+    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_0,Q4_K_M,Q8_0 --contexts 0,2048 -p 128 -n 16",
+    "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_K_M,int8 --contexts 0 --heal",
 }
 
 
@@ -29,7 +29,15 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="begin again where a result is of another machine")
     args, more = parser.parse_known_args()
     for name in [args.only] if args.only else STUDIES:
-        command = [sys.executable, "-m", "edgeprune.cli", "study", *STUDIES[name].split(), "-o", str(args.output / name)]
+        command = [
+            sys.executable,
+            "-m",
+            "edgeprune.cli",
+            "study",
+            *STUDIES[name].split(),
+            "-o",
+            str(args.output / name),
+        ]
         started = time.monotonic()
         done = subprocess.run([*command, *(["--force"] if args.force else []), *more], cwd=HERE.parents[1])
         if done.returncode:
