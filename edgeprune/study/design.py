@@ -199,10 +199,18 @@ def equal_bytes(
     yield Variant(_name(g, shape), "width", depth.ratio, shape, 32, f"{quant} bytes")
 
 
-@functools.lru_cache(maxsize=4096)
 def file_bytes(v: Variant, runtime: str, quant: str) -> int:
     """Foretold, within a few hundred bytes of the file (edgeprune._sizes)."""
-    return sizes(Shapes(v.spec), whole(v.shape.n_blocks), runtime, quant).file_bytes
+    return _file_bytes(v.of, runtime, quant) if v.of else _generated_bytes(v.shape, runtime, quant)
+
+
+@functools.lru_cache(maxsize=4096)
+def _generated_bytes(g: Geometry, runtime: str, quant: str) -> int:
+    return _file_bytes(spec(g), runtime, quant)
+
+
+def _file_bytes(spec: ModelSpec, runtime: str, quant: str) -> int:
+    return sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant).file_bytes
 
 
 def _channels(g: Geometry, kv_heads: int, rounding: int, target: int) -> int | None:
