@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from edgeprune.torch_model import load as load_torch
 from edgeprune.types import Block
 from edgeprune.width_plan import Widths, params_left
 
-SMALL = dict(n_windows=2, context_tokens=48)
+SMALL = dict(files=[Path(__file__)], n_windows=2, context_tokens=48)
 FAST = ("llama", "gemma3")
 FAMILIES = [
     pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in names("edgeprune.families") if f != "olmo2"
@@ -183,7 +184,7 @@ def test_depth_then_width(tiny_folder, tmp_path):
 
 def test_command_line(call, tiny_folder, tmp_path):
     folder, out = tiny_folder("llama"), tmp_path / "thin"
-    small = ("--windows", 2, "--window", 48, "--round", 1)
+    small = ("--calibration", __file__, "--windows", 2, "--window", 48, "--round", 1)
     for wrong, says in (
         ((), "either --plan"),
         (("--width", "flap"), "needs --ratio"),
