@@ -20,6 +20,7 @@ from edgeprune.types import ModelSpec, Text
 
 ASIDE = 8  # one window in so many of each kind of text is held aside, at least one
 MOST_ASIDE = 8  # for training, which looks at them often
+ALL = 10**12  # tokens, more than any text has
 PARTS = 3  # a single text is cut into so many, which stand for kinds
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def in_kinds(read: Windows, names: Sequence[str]) -> list[tuple[str, list[list[i
 
 
 def read_examples(
-    tok: Any, spec: ModelSpec, files: Sequence[Path], avoid: Sequence[Path], n_tokens: int, context_tokens: int
+    tok: Any, spec: ModelSpec, files: Sequence[Path], avoid: Sequence[Path], n_tokens: float, context_tokens: int
 ) -> tuple[Text, list[Kind]]:
     """As `read_kinds`, of Examples: about `n_tokens` of them to train on, all there is where that is less."""
     context_tokens = min(context_tokens, spec.context_length_tokens)
@@ -62,7 +63,7 @@ def read_examples(
         pair for path in talks for pair in read_texts([path], "calibration")
     ]
     _keep_apart(named, avoid)
-    share = n_tokens * ASIDE / (ASIDE - 1) / len(named)
+    share = min(n_tokens, ALL) * ASIDE / (ASIDE - 1) / len(named)
     by_text: list[tuple[str, list[Example]]] = []
     if plain or not files:
         n_windows = max(2, math.ceil(share / context_tokens)) * (len(named) - len(talks))

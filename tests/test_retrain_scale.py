@@ -125,7 +125,14 @@ def test_bfloat16_and_conversations(tiny_folder, pruned, texts, tmp_path):  # no
     """Mixed precision is the same training, less exactly."""
     talks = write_jsonl(tmp_path / "talks.jsonl", [{"messages": TALK}] * 12)
     exact, mixed = (
-        train(tiny_folder("llama"), pruned, tmp_path / precision, [texts[0], talks], precision=precision)
+        train(
+            tiny_folder("llama"),
+            pruned,
+            tmp_path / precision,
+            [texts[0], talks],
+            precision=precision,
+            context_tokens=64,
+        )
         for precision in ("float32", "bfloat16")
     )
     for a, b in zip(exact.kinds, mixed.kinds, strict=True):
