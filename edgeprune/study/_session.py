@@ -45,7 +45,8 @@ def _work(request: dict[str, Any], steps: Iterator[str], answer: Answer) -> None
             answer(ns=prefill(int(n)))
         elif what == "decode":
             each = decode_ns(session, tokens(n_gen))
-            session.rewind(int(n))
+            if not session.rewind(int(n)):
+                prefill(int(n))
             answer(ns=each)
         elif what == "warm":
             prefill(n_prompt)
