@@ -133,6 +133,7 @@ def test_healing_in_steps_tells_each(tmp_path):
     assert "90 of 100 steps, 184,320 tokens, 1,234,567 parameters trained" in text
 
 
+@pytest.mark.slow
 def test_tasks_and_text_stand_beside_the_whole_models(tmp_path):
     found = [
         behaving(q, 0.55, 0.02)
