@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LLAMA_CPP_PYTHON := 0.3.36
+# The tests of a file share what it makes, so a file stays in one process.
+SHARED := -n auto --maxprocesses 4 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test test-fast lint setup clean
@@ -15,10 +17,10 @@ demo: setup
 
 test: setup .venv/extras .venv/llama.cpp
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 test-fast: setup .venv/llama.cpp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check
