@@ -24,7 +24,9 @@ def heal(
     output: Annotated[Path, typer.Option("-o", "--output", help="The healed folder to make.")],
     method: Annotated[
         str,
-        typer.Option(help="Solved: refit, replaceme, replaceme_cosine. Trained: distill, lora (needs peft), streamline, perp, full."),
+        typer.Option(
+            help="Solved: refit, replaceme, replaceme_cosine. Trained: distill, lora (needs peft), streamline, perp, full."
+        ),
     ] = "refit",
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The whole model. Default: what edgeprune.json in DIR names.")
