@@ -118,6 +118,7 @@ def _scatter(
         numbers(ax.yaxis, log)
         ax.set_xlabel(xlabel)
         ax.set_title(ylabel, loc="left", fontsize=8.6, color=MUTED)
+        taken = []
         if limit is not None and ax.get_xlim()[0] < limit < ax.get_xlim()[1]:
             ax.axvline(limit, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
             left = limit > sum(ax.get_xlim()) / 2
@@ -125,10 +126,13 @@ def _scatter(
                 f"{'asked' if more else 'limit'} {figure(limit)}", (limit, 1), (-4 if left else 4, -3),
                 xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="right" if left else "left", va="top",
             )  # fmt: skip
+            at, end = ax.transAxes.inverted().transform(ax.transData.transform((limit, 1)))[0], -0.3 if left else 0.3
+            ends = ax.transData.inverted().transform(ax.transAxes.transform([(at, 0.95), (at + end, 0.95)]))
+            taken.append(tuple(map(tuple, ends)))  # where that is written
         labels = _labels(ax, points)
         bars = [((p.x, p.y_span[0]), (p.x, p.y_span[1])) for p in points]
         bars += [((p.x_span[0], p.y), (p.x_span[1], p.y)) for p in points]
-        place(ax, labels, [((a.x, a.y), (b.x, b.y)) for a, b in arrows] + bars)
+        place(ax, labels, [((a.x, a.y), (b.x, b.y)) for a, b in arrows] + bars + taken)
         handles = [ax.plot([], [], MARKERS[i % len(MARKERS)], color=MUTED, markersize=5)[0] for i in range(len(kinds))]
         handles += ax.plot([], [], "o", mfc="none", mec=INK, mew=1.2, markersize=8)
         ax.legend(
