@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from edgeprune._batches import MICRO_TOKENS
@@ -63,17 +63,3 @@ def recompute_activations(student: Any) -> None:
     """A layer's at a time, for the gradient."""
     name = "activation_checkpointing_enable"
     getattr(student, name if hasattr(student, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
-
-
-@contextlib.contextmanager
-def memory_errors(method: str) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except (MemoryError, torch.cuda.OutOfMemoryError) as e:
-        raise OutOfResources(f"out of memory training by {method}; take a shorter --window, or lora or perp") from e
-    except RuntimeError as e:
-        if "memory" in str(e).lower():
-            raise OutOfResources(f"out of memory training by {method}; take a shorter --window, or lora or perp") from e
-        raise

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from edgeprune import catalog
+from edgeprune import catalog, closed_form
 from edgeprune.blocks import from_sublayers
 from edgeprune.calibration import Windows
+from edgeprune.checkpoint import open_checkpoint
 from edgeprune.closed_form import Kind, attempt, choose
 from edgeprune.errors import UsageError
 from edgeprune.heal_text import in_kinds
@@ -19,12 +21,16 @@ from edgeprune.work import Work
 
 
 def check(method: str) -> None:
-    """Raises UsageError for an unknown healer, or one that takes too long to be tried on many cuts; for a model it can't
-    heal see closed_form.refuse."""
+    """Raises UsageError for an unknown healer, or one that takes too long to be tried on many cuts."""
     if not hasattr(catalog.load("edgeprune.healers", method), "solve"):
         raise UsageError(
             f"--after-heal {method}: that one is trained; name one that is solved in closed form, such as refit"
         )
+
+
+def refuse(folder: Path, method: str) -> None:
+    """Raises InputRejected for a model that it can't heal."""
+    closed_form.refuse(open_checkpoint(folder), catalog.load("edgeprune.healers", method), method)
 
 
 def judge(model: Any, text: Windows, method: str, work: Work) -> Judge:

@@ -40,6 +40,16 @@ class TensorEntry(NamedTuple):
     end: int
 
 
+def put_tensor(f: IO[bytes], values: np.ndarray, dtype: str, overflow: str) -> TensorEntry:
+    """Write a tensor at the end of an open file; where it is then. Raises InputRejected, saying `overflow`, where a value is
+    not finite."""
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise InputRejected(overflow)
+    start = f.tell()
+    f.write(np.ascontiguousarray(values).tobytes())
+    return TensorEntry(Path(f.name), dtype, values.shape, start, f.tell())
+
+
 class Checkpoint(NamedTuple):
     folder: Path
     config: dict[str, Any]

@@ -91,8 +91,7 @@ def refuse(checkpoint: Checkpoint, healer: Any, method: str) -> None:
     """Raises InputRejected where a model of this checkpoint can't be healed so, with the reason."""
     model_type = checkpoint.config["model_type"]
     family = families.for_model_type(model_type)
-    after = {"post_attention_norm", "post_ffw_norm"} & {*family.ATTN.values(), *family.FFN.values()}
-    if after:
+    if families.norms_after(family):
         raise InputRejected(
             f"{model_type} models have norms after their output projections, through which {method} can't be solved in closed "
             "form; leave the cut as it is"

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune import __version__
 from edgeprune.blocks import describe_removed
 from edgeprune.calibration import Windows, read_windows
 from edgeprune.comparison import Comparison, Contender, Cut, Damage, damage
@@ -82,7 +81,7 @@ def compare_folder(
     join()
     dtypes = {metric: chooses_in(metric, contest.precision) for metric in contest.metrics}
     question = {"of": spec.fingerprint, "contest": [*contest], "precision": dtypes, "max_bytes": max_bytes}
-    question |= {"on": device(), "edgeprune": __version__} | package_versions()
+    question |= {"on": device()} | package_versions()
     question["texts"] = [[text.text.sha256, text.windows] for text in texts]
     with Log.opened(log, question, say) as memory:
         work = TimedWork(memory, max_bytes)
@@ -242,7 +241,7 @@ def _record(
         block_params=block_params(spec), effort=contest.effort, precision=precision, calibration=texts[0].text,
         texts=tuple(t.text for t in texts[1:]), reference=contest.reference, contenders=tuple(contenders),
         whole_perplexity=tuple(damage(pairs[nothing], None).perplexity for pairs in found[1:]),
-        versions={"edgeprune": __version__} | package_versions(),
+        versions=package_versions(),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from edgeprune.types import SCHEMA_VERSION, Blocks, Record, Text
+from edgeprune.types import SCHEMA_VERSION, Blocks, Record, Text, six
 
 
 class Difference(Record):
@@ -121,4 +121,4 @@ def t_95(freedom: int) -> float:
 
 
 def _round(x: float | None) -> float | None:
-    return None if x is None else float(f"{x:.6g}")
+    return None if x is None else six(x)

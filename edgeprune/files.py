@@ -38,7 +38,7 @@ def staging(out: Path, force: bool = False, flush: bool = True) -> Iterator[Path
             _settle(partial, flush)
             _replace(partial, out)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def refuse_existing(out: Path, force: bool) -> None:
@@ -161,10 +161,10 @@ def _replace(partial: Path, out: Path) -> None:
     except OSError:
         os.rename(old, out)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -6,7 +6,6 @@ In closed form (edgeprune.closed_form) or by training (edgeprune.retrain), as th
 from __future__ import annotations
 
 import importlib.util
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from edgeprune import __version__, catalog, families, model
+from edgeprune import catalog, families, model
 from edgeprune._pace import Budget
 from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.closed_form import Attempt, Attempts, Change, Kind, attempt, choose, refuse, room
@@ -24,12 +23,12 @@ from edgeprune.folders import public_name
 from edgeprune.heal_text import read_kinds
 from edgeprune.healed_folder import Job, earlier, pruned_plan, write
 from edgeprune.healers._trainee import place_of
-from edgeprune.healing import Healed, Healing, Trial, Won
+from edgeprune.healing import Healed, Healing, Trial, Won, won
 from edgeprune.prune import check_plan, read_provenance
 from edgeprune.retrain import retrain
 from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import fast_dtype, load, tokenizer
-from edgeprune.types import ModelSpec
+from edgeprune.types import ModelSpec, six
 
 WINDOWS = 48  # of text to solve by, unless asked for otherwise
 
@@ -102,9 +101,9 @@ def solve(
     made = Healing(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,
         fit_windows=sum(len(kind.fit) for kind in kinds), precision=str(whole.dtype).removeprefix("torch."),
-        trials=tuple(Trial(scope=a.scope, kl=_round(a.kl)) for a in found.healed),
-        kinds=won(kinds, found, best or found.cut), changed=tuple(map(_healed, best.changes if best else ())),
-        seconds=round(time.monotonic() - started, 1), versions={"edgeprune": __version__} | package_versions(),
+        trials=tuple(Trial(scope=a.scope, kl=tuple(map(six, a.kl))) for a in found.healed),
+        kinds=_won(kinds, found, best or found.cut), changed=tuple(map(_healed, best.changes if best else ())),
+        seconds=round(time.monotonic() - started, 1), versions=package_versions(),
     )  # fmt: skip
     write(job, made, _solved(job, best.changes if best else ()))
     return made
@@ -123,15 +122,11 @@ def find_base(folder: Path, named: str | None) -> tuple[Path, str]:
         raise InputRejected(f"{e}{hint}") from None
 
 
-def won(kinds: Sequence[Kind], found: Attempts, healed: Attempt) -> tuple[Won, ...]:
+def _won(kinds: Sequence[Kind], found: Attempts, healed: Attempt) -> tuple[Won, ...]:
+    loss, kl = (found.loss_whole, found.cut.loss, healed.loss), (found.cut.kl, healed.kl)
     return tuple(
-        Won(
-            text=kind.name, windows=len(kind.aside), perplexity_whole=_perplexity(found.loss_whole[k]),
-            perplexity_cut=_perplexity(found.cut.loss[k]), perplexity_healed=_perplexity(healed.loss[k]),
-            kl_cut=_round(found.cut.kl)[k], kl_healed=_round(healed.kl)[k],
-        )
-        for k, kind in enumerate(kinds)
-    )  # fmt: skip
+        won(kind.name, len(kind.aside), [x[k] for x in loss], [x[k] for x in kl]) for k, kind in enumerate(kinds)
+    )
 
 
 def _solved(job: Job, changes: Sequence[Change]) -> Iterator[tuple[str, np.ndarray]]:
@@ -149,11 +144,3 @@ def _healed(change: Change) -> Healed:
         sublayer="".join(map(str, change.half)), strength=change.strength,
         left_out=None if change.left_out is None else round(change.left_out, 4),
     )  # fmt: skip
-
-
-def _perplexity(loss: float) -> float:
-    return float(f"{math.exp(loss):.6g}")
-
-
-def _round(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(f"{v:.6g}") for v in values)

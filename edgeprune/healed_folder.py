@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 
 from edgeprune import cost, devices, families
 from edgeprune.blocks import describe_removed
-from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, open_checkpoint, read_tensor
+from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, open_checkpoint, put_tensor, read_tensor
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import check_sums, need_space, staging, write_sums
 from edgeprune.healing import Healing
 from edgeprune.model_card import model_card
-from edgeprune.prune import kept_tensors, provenance, read_provenance, write_weights
+from edgeprune.prune import kept_tensors, provenance, read_provenance, write_config, write_provenance, write_weights
 from edgeprune.torch_model import pruned_config, source_name
 from edgeprune.types import Blocks, ModelSpec, Plan
 
@@ -92,10 +91,10 @@ def give_back(job: Job, more: Plan, out: Path) -> None:
     shutil.copytree(job.folder, out, ignore=shutil.ignore_patterns(*REWRITTEN))
     write_weights(tensors, out, lambda done, total: None)
     config = pruned_config(whole.config, more.blocks)
-    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_config(out, config)
     (out / "plan.json").write_text(more.to_json(), encoding="utf-8")
     origin = read_provenance(job.folder)
-    _write_origin(out, origin | provenance(more, origin["base_model"]))
+    write_provenance(out, origin | provenance(more, origin["base_model"]))
     open_checkpoint(out)
 
 
@@ -109,7 +108,7 @@ def write(job: Job, made: Healing, changed: Iterable[tuple[str, np.ndarray]]) ->
         write_weights(_with(ck, changed, news), partial, lambda done, total: None)
         news.unlink()
         (partial / "healing.json").write_text(made.to_json(), encoding="utf-8")
-        _write_origin(partial, read_provenance(job.folder) | said_of(made))
+        write_provenance(partial, read_provenance(job.folder) | said_of(made))
         card = model_card(job.base, job.spec, job.plan, job.base_model, job.command, made)
         (partial / "README.md").write_text(card, encoding="utf-8")
         open_checkpoint(partial)
@@ -131,19 +130,12 @@ def _said(made: Healing) -> str:
     return made.method if made.changed else f"{made.method}: it helped nothing, nothing was changed"
 
 
-def _write_origin(folder: Path, origin: dict[str, Any]) -> None:
-    (folder / "edgeprune.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-
-
 def _with(ck: Checkpoint, changed: Iterable[tuple[str, np.ndarray]], news: Path) -> dict[str, TensorEntry]:
     """The folder's tensors, with entries in the file `news` for those that changed."""
     tensors = dict(ck.tensors)
     with news.open("wb") as f:
         for name, new in changed:
             values = new.astype(read_tensor(ck, name).dtype)
-            if not np.isfinite(values.astype(np.float32)).all():
-                raise InputRejected(f"{name} overflows {values.dtype} once healed; heal a folder of wider weights")
-            start = f.tell()
-            f.write(values.tobytes())
-            tensors[name] = ck.tensors[name]._replace(file=news, start=start, end=f.tell())
+            overflow = f"{name} overflows {values.dtype} once healed; heal a folder of wider weights"
+            tensors[name] = put_tensor(f, values, ck.tensors[name].dtype, overflow)
     return tensors

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
-from edgeprune.types import SCHEMA_VERSION, Record, Text
+from edgeprune.types import SCHEMA_VERSION, Record, Text, six
 
 
 class Won(Record):
@@ -17,6 +19,15 @@ class Won(Record):
     perplexity_healed: float
     kl_cut: float
     kl_healed: float
+
+
+def won(text: str, windows: int, loss: Sequence[float], kl: Sequence[float]) -> Won:
+    """loss: nats per token of the whole model, before and after healing; kl: before and after."""
+    whole, cut, healed = (six(math.exp(x)) for x in loss)
+    return Won(
+        text=text, windows=windows, perplexity_whole=whole, perplexity_cut=cut, perplexity_healed=healed, kl_cut=six(kl[0]),
+        kl_healed=six(kl[1]),
+    )  # fmt: skip
 
 
 class Trial(Record):

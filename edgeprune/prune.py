@@ -55,12 +55,10 @@ def prune(
     with staging(out, force) as partial:
         partial.mkdir()
         write_weights(tensors, partial, progress)
-        (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(partial, config)
         carry(ck.folder, partial)
         (partial / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-        (partial / "edgeprune.json").write_text(
-            json.dumps(provenance(plan, base_model), indent=1) + "\n", encoding="utf-8"
-        )
+        write_provenance(partial, provenance(plan, base_model))
         (partial / "README.md").write_text(model_card(ck.folder, spec, plan, base_model, command), encoding="utf-8")
         open_checkpoint(partial)
         write_sums(partial)
@@ -109,6 +107,14 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         raise InputRejected(f"{path} is not JSON; prune again") from None
+
+
+def write_provenance(folder: Path, origin: dict[str, Any]) -> None:
+    (folder / "edgeprune.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_weights(tensors: dict[str, TensorEntry], out: Path, progress: Callable[[int, int], None]) -> None:

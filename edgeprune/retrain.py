@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune import __version__
 from edgeprune._batches import as_batch
 from edgeprune._notebook import Judged, Notebook, Progress, kept_beside
 from edgeprune._pace import Budget, Length, length, tokens_within
-from edgeprune._training_device import all_here, memory_errors, mixed_in, room, settle
+from edgeprune._training_device import all_here, mixed_in, room, settle
 from edgeprune.blocks import kept_sublayers
 from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.closed_form import Kind
@@ -29,9 +28,9 @@ from edgeprune.files import need_space, sha256_file
 from edgeprune.heal_text import read_examples
 from edgeprune.healed_folder import Job, earlier, give_back, with_more, write
 from edgeprune.healers._trainee import Cut, Recipe, Trainee, own_blocks
-from edgeprune.healing import Healed, Healing, Look, Trained, Won
+from edgeprune.healing import Healed, Healing, Look, Trained, Won, won
 from edgeprune.score import check_finite, package_versions
-from edgeprune.torch_model import fast_dtype, load, tokenizer, view
+from edgeprune.torch_model import fast_dtype, load, memory_errors, tokenizer, view
 from edgeprune.training import train
 from edgeprune.types import Blocks
 from edgeprune.work import Work, join
@@ -65,7 +64,8 @@ def retrain(
     work.progress = functools.partial(progress, f"training by {method}")
     text, kinds = read_examples(tokenizer(job.base), job.spec, files, avoid, budget.most_tokens(), context_tokens)
     examples = [example for kind in kinds for example in kind.fit]
-    with kept_beside(job.out, work.rank) as beside, _with_more(job, blocks) as start, memory_errors(method):
+    no_room = memory_errors(f"out of memory training by {method}; take a shorter --window, or lora or perp")
+    with kept_beside(job.out, work.rank) as beside, _with_more(job, blocks) as start, no_room:
         whole = load(job.base, dtype=dtype, max_bytes=work.max_bytes)
         student = load(start.folder, on="cpu", dtype="float32")
         all_here(whole, student, method)
@@ -87,7 +87,7 @@ def retrain(
             budget,
             text.sha256,
         ]
-        question += [context_tokens, dtype, work.world, _versions()]
+        question += [context_tokens, dtype, work.world, package_versions()]
         notebook = Notebook(beside, question, work.rank, say)
         limit = _length(recipe, budget, trainee, examples, kinds, mixed, work, notebook)
         which = KL if healer.JUDGE == "kl" else LOSS
@@ -99,7 +99,7 @@ def retrain(
         made = Healing(
             method=method, source=healer.SOURCE, scope=None, text=text, fit_windows=len(examples), precision=dtype, trials=(),
             kinds=_won(kinds, before, judge(student) if helped else before), former=earlier(job.folder),
-            changed=_changed(student, trainee, blocks) if helped else (), versions=_versions(),
+            changed=_changed(student, trainee, blocks) if helped else (), versions=package_versions(),
             seconds=round(max(found.seconds, time.monotonic() - started), 1),
             trained=_trained(healer, recipe, asked, trainee, limit, found, work.world, _more(plan.blocks, blocks)),
         )  # fmt: skip
@@ -153,18 +153,11 @@ def _only(found: Judged, which: int) -> Judged:
     return tuple((kind[which],) for kind in found)
 
 
-def _won(kinds: Sequence[Kind], before: Any, after: Any) -> tuple[Won, ...]:
-    def six(x: float) -> float:
-        return float(f"{x:.6g}")
-
+def _won(kinds: Sequence[Kind], before: Judged, after: Judged) -> tuple[Won, ...]:
     return tuple(
-        Won(
-            text=kind.name, windows=len(kind.aside), perplexity_whole=six(math.exp(old[LOSS_WHOLE])),
-            perplexity_cut=six(math.exp(old[LOSS])), perplexity_healed=six(math.exp(new[LOSS])), kl_cut=six(old[KL]),
-            kl_healed=six(new[KL]),
-        )
+        won(kind.name, len(kind.aside), (old[LOSS_WHOLE], old[LOSS], new[LOSS]), (old[KL], new[KL]))
         for kind, old, new in zip(kinds, before, after, strict=True)
-    )  # fmt: skip
+    )
 
 
 def _length(
@@ -232,7 +225,3 @@ def _with_more(job: Job, blocks: Blocks) -> Iterator[Job]:
         folder = Path(temporary) / "more"
         give_back(job, more, folder)
         yield job._replace(folder=folder, plan=more)
-
-
-def _versions() -> dict[str, str]:
-    return {"edgeprune": __version__} | package_versions()

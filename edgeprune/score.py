@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 from edgeprune import __version__, after_heal, catalog
 from edgeprune.blocks import from_sublayers, whole, without_block
 from edgeprune.calibration import Windows, read_windows
-from edgeprune.checkpoint import open_checkpoint
-from edgeprune.closed_form import refuse
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.metrics._halves import Kept, all_halves, kept
 from edgeprune.metrics._race import STRETCHES
@@ -23,7 +21,7 @@ from edgeprune.metrics._search import Judge, search
 from edgeprune.metrics._sweep import Measured, measured_on
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import device, fast_dtype, load, tokenizer
-from edgeprune.types import Blocks, ModelSpec, PathStep, Scores
+from edgeprune.types import Blocks, ModelSpec, PathStep, Scores, six
 from edgeprune.work import Log, Work, join
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -73,13 +71,12 @@ def score_folder(
     """
     check_method(method)
     if method.after_heal:
-        refuse(open_checkpoint(folder), catalog.load("edgeprune.healers", method.after_heal), method.after_heal)
+        after_heal.refuse(folder, method.after_heal)
     text = read_windows(tokenizer(folder), spec, files, n_windows, context_tokens)
     join()
     dtype = chooses_in(method.metric, precision)
     question = {"of": spec.fingerprint, "method": [*method], "text": text.text.sha256, "windows": text.windows}
-    question |= {"precision": dtype, "on": device(), "edgeprune": __version__}
-    question |= package_versions()
+    question |= {"precision": dtype, "on": device()} | package_versions()
     with Log.opened(log, question, say) as memory:
         work = Work(memory, max_bytes)
         work.progress = functools.partial(progress, f"rating by {method.metric}")
@@ -154,7 +151,7 @@ def record(
         n_blocks=spec.n_blocks,
         metric=method.metric,
         source="; ".join([module.SOURCE, *notes]),
-        block_damage=None if damage is None else tuple(float(f"{d:.6g}") for d in damage),
+        block_damage=None if damage is None else tuple(map(six, damage)),
         path=path,
         text=text.text,
         seed=seed,
@@ -163,8 +160,8 @@ def record(
 
 
 def package_versions() -> dict[str, str]:
-    """Of what runs the model in torch."""
-    return {p: version(p) for p in ("torch", "transformers")}
+    """Of what runs the model in torch, ours first."""
+    return {"edgeprune": __version__} | {p: version(p) for p in ("torch", "transformers")}
 
 
 def default_steps(n_blocks: int) -> int:
@@ -257,7 +254,7 @@ def measure_path(
     steps = []
     for v, blocks in enumerate(lists):
         kl, loss = (math.fsum(window[kind][v][0] for window in found) / n_tokens for kind in (0, 1))
-        steps.append(PathStep(blocks=blocks, kl=float(f"{kl:.6g}"), perplexity=float(f"{math.exp(loss):.6g}")))
+        steps.append(PathStep(blocks=blocks, kl=six(kl), perplexity=six(math.exp(loss))))
     return tuple(steps)
 
 

@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
     if dtype not in (None, *TYPES):
         raise UsageError(f"no weights of type {dtype!r} here; name one of {', '.join(TYPES)}")
     quiet()
-    import torch
     from transformers import AutoModelForCausalLM
 
     checkpoint = open_checkpoint(folder)
@@ -62,7 +62,7 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
     from_pretrained = functools.partial(
         AutoModelForCausalLM.from_pretrained, folder, dtype=dtype, trust_remote_code=False, local_files_only=True
     )
-    try:
+    with memory_errors(f"{folder} does not fit in {on} memory; use a machine with more"):
         if n_bytes <= WEIGHTS_SHARE * limit:
             model = from_pretrained().to(on)
         elif on == "cpu":
@@ -71,11 +71,20 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
             places = {i: int(WEIGHTS_SHARE * limit) for i in _gpus()} | {"cpu": int(WEIGHTS_SHARE * free_bytes("cpu"))}
             model = from_pretrained(device_map="auto", max_memory=places)
         return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def memory_errors(line: str) -> Iterator[None]:
+    """What torch raises for want of memory, on any device, as OutOfResources with this line."""
+    import torch
+
+    try:
+        yield
     except (MemoryError, torch.cuda.OutOfMemoryError) as e:
-        raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
+        raise OutOfResources(line) from e
     except RuntimeError as e:
         if "memory" in str(e).lower():
-            raise OutOfResources(f"{folder} does not fit in {on} memory; use a machine with more") from e
+            raise OutOfResources(line) from e
         raise
 
 

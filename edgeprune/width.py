@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +13,11 @@ from edgeprune import __version__, catalog, families, model
 from edgeprune._width_tensors import Means, biases, rotated, sliced_config, thin_config, thinner
 from edgeprune.blocks import whole
 from edgeprune.calibration import Windows
-from edgeprune.checkpoint import Checkpoint, TensorEntry, halves, open_checkpoint, read_tensor
+from edgeprune.checkpoint import Checkpoint, TensorEntry, halves, open_checkpoint, put_tensor, read_tensor
 from edgeprune.errors import InputRejected, OutOfResources, WrongWeights
 from edgeprune.files import need_space, refuse_existing, staging, write_sums
 from edgeprune.model_card import width_card
-from edgeprune.prune import carry, kept_tensors, read_provenance, write_weights
+from edgeprune.prune import carry, kept_tensors, read_provenance, write_config, write_provenance, write_weights
 from edgeprune.score import check_finite, package_versions, read_windows
 from edgeprune.torch_model import free_bytes, load, refuse_uneven, tokenizer
 from edgeprune.types import ModelSpec
@@ -67,8 +66,8 @@ def rate(
 
 def plan(spec: ModelSpec, rated: Rated, ratio: float, rounding: int = 32, uniform: bool = True) -> Widths:
     """`width_plan.make_plan` of what was rated, saying on which text."""
-    versions = {"edgeprune": __version__} | package_versions()
-    return make_plan(spec, rated.method, rated.ratings, ratio, rounding, uniform, rated.text.text, versions)
+    text = rated.text.text
+    return make_plan(spec, rated.method, rated.ratings, ratio, rounding, uniform, text, package_versions())
 
 
 def _room(whole_model: Any, method: str, max_bytes: int | None) -> None:
@@ -89,7 +88,6 @@ def refuse(ck: Checkpoint, module: ModuleType, method: str) -> None:
     model_type = ck.config["model_type"]
     family = families.for_model_type(model_type)
     d = family.decoder(ck.config)
-    roles = {*family.ATTN.values(), *family.FFN.values()}
     if not all(a and f for a, f in halves(ck)):
         raise InputRejected(f"{ck.folder} lacks halves of blocks; thin a model of whole ones, or of a portable plan's")
     if d.qk_norm_whole:  # and norms after its sub-layers, which rule the rotation out
@@ -97,7 +95,7 @@ def refuse(ck: Checkpoint, module: ModuleType, method: str) -> None:
             f"{model_type} norms queries and keys over all heads together: without one head the others change; "
             "remove layers instead (edgeprune plan)"
         )
-    if hasattr(module, "rotation") and roles & {"post_attention_norm", "post_ffw_norm"}:
+    if hasattr(module, "rotation") and families.norms_after(family):
         raise InputRejected(
             f"{model_type} has norms after its sub-layers, which no rotation passes; use wanda_sp or taylor, or remove layers"
         )
@@ -141,11 +139,10 @@ def prune(
         tensors = _changed(ck, family, d, tensors, change, added, rated.rotation is not None, news, progress)
         write_weights(tensors, partial, lambda *_: None)
         news.unlink()
-        (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(partial, config)
         carry(ck.folder, partial)
         (partial / "widths.json").write_text(widths.to_json(), encoding="utf-8")
-        origin = provenance(folder, spec, widths, base_model)
-        (partial / "edgeprune.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        write_provenance(partial, provenance(folder, spec, widths, base_model))
         after = model.inspect(partial, spec.name)
         card = width_card(ck.folder, spec, after, widths, base_model, command)
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -172,11 +169,8 @@ def _changed(
     with news.open("wb") as f:
 
         def put(name: str, values: np.ndarray, dtype: str) -> None:
-            if not np.isfinite(values.astype(np.float32)).all():
-                raise InputRejected(f"{name} overflows {dtype} once changed; start from a folder of wider weights")
-            start = f.tell()
-            f.write(np.ascontiguousarray(values).tobytes())
-            out[name] = TensorEntry(news, dtype, values.shape, start, f.tell())
+            overflow = f"{name} overflows {dtype} once changed; start from a folder of wider weights"
+            out[name] = put_tensor(f, values, dtype, overflow)
 
         for done, name in enumerate([*out], 1):
             values = change(places[name], read_tensor(ck, name))

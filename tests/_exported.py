@@ -18,6 +18,7 @@ from edgeprune.prune import kept_tensors
 from edgeprune.runtimes import llamacpp
 from edgeprune.torch_model import pruned_config
 from exporters import gguf as exporter
+from exporters import onnx
 
 LLAMA_CPP = Path(os.environ.get("EDGEPRUNE_LLAMA_CPP") or Path(__file__).parents[1] / ".venv" / "llama.cpp")
 needs_converter = pytest.mark.skipif(
@@ -48,6 +49,13 @@ def export(folder: Path, out: Path, quant: str = "F32", **options) -> Path:
     exporter.check(folder, quant, **options)
     exporter.export(folder, out, quant, {"plan": "none", "tool": "test"}, lambda stage, x: None, **options)
     return out
+
+
+def in_every_runtime(folder: Path, out: Path) -> dict[str, Path]:
+    """Runtime -> the model of a folder as it reads it, in float32."""
+    exporter.export(folder, out / "m.gguf", "F32", {}, lambda stage, x: None)
+    onnx.export(folder, out / "onnx", "fp32", {}, lambda stage, x: None)
+    return {"transformers": folder, "llamacpp": out / "m.gguf", "onnxruntime": out / "onnx"}
 
 
 def contents(path: Path):

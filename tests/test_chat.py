@@ -15,6 +15,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from _exported import in_every_runtime
 
 from edgeprune.chat import Chat, Sampling, choose, render
 from edgeprune.errors import InputRejected, UsageError
@@ -39,10 +40,7 @@ def quiet(stage, fraction):
 @pytest.fixture(scope="module")
 def artifacts(tiny_folder, tmp_path_factory):
     """The same tiny model for torch, llama.cpp and onnxruntime."""
-    out, folder = tmp_path_factory.mktemp("chat"), tiny_folder("llama")
-    gguf.export(folder, out / "m.gguf", "F32", {}, quiet)
-    onnx.export(folder, out / "onnx", "fp32", {}, quiet)
-    return {"transformers": folder, "llamacpp": out / "m.gguf", "onnxruntime": out / "onnx"}
+    return in_every_runtime(tiny_folder("llama"), tmp_path_factory.mktemp("chat"))
 
 
 def template_ids(folder, messages):

@@ -32,10 +32,14 @@ def kinds():
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    folder, draw = tmp_path_factory.mktemp("texts"), np.random.default_rng(1)
-    paths = [folder / f"{name}.txt" for name in "abc"]
+    return random_texts(tmp_path_factory.mktemp("texts"), "abc", 5, 500)
+
+
+def random_texts(folder, names, apart, n):
+    """A text of n words for each name, drawn from ten words that begin `apart` after those of the one before."""
+    draw, paths = np.random.default_rng(1), [folder / f"{name}.txt" for name in names]
     for k, path in enumerate(paths):
-        path.write_text(" ".join(draw.choice(WORDS[5 * k : 5 * k + 10], 500)))
+        path.write_text(" ".join(draw.choice(WORDS[apart * k : apart * k + 10], n)))
     return paths
 
 

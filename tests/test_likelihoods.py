@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from _exported import in_every_runtime
 
 from edgeprune.catalog import load
 from edgeprune.errors import InputRejected
 from edgeprune.runtimes import _branches
-from exporters import gguf, onnx
 
 FAMILIES = ("llama", pytest.param("gemma3", marks=pytest.mark.slow), pytest.param("qwen2", marks=pytest.mark.slow))
 
@@ -24,10 +24,7 @@ def artifacts(tiny_folder, tmp_path_factory):
 
     def make(family):
         if family not in made:
-            out, folder = tmp_path_factory.mktemp(family), tiny_folder(family)
-            gguf.export(folder, out / "m.gguf", "F32", {}, quiet)
-            onnx.export(folder, out / "onnx", "fp32", {}, quiet)
-            made[family] = {"transformers": folder, "llamacpp": out / "m.gguf", "onnxruntime": out / "onnx"}
+            made[family] = in_every_runtime(tiny_folder(family), tmp_path_factory.mktemp(family))
         return made[family]
 
     return make

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 from _shapes import make_spec, plan_for
-from test_heal import WORDS
+from test_heal import random_texts
 from test_prune import cut, logits
 
 from edgeprune import heal, model, retrain, torch_model, training
@@ -28,11 +27,7 @@ TRAINED = ["distill", "full", "perp", "lora", "streamline"]
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    folder, draw = tmp_path_factory.mktemp("texts"), np.random.default_rng(1)
-    paths = [folder / f"{name}.txt" for name in "ab"]
-    for k, path in enumerate(paths):
-        path.write_text(" ".join(draw.choice(WORDS[8 * k : 8 * k + 10], 300)))
-    return paths
+    return random_texts(tmp_path_factory.mktemp("texts"), "ab", 8, 300)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import json
 import sys
 
 import pytest
+from _exported import in_every_runtime
 
 from edgeprune import tasks
 from edgeprune.errors import InputRejected, UsageError
-from exporters import gguf, onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = "the quick brown fox jumps over the lazy dog and then the other one".split()
@@ -28,10 +28,7 @@ def test_without_the_extra_it_says_how_to_get_it(tiny_folder, call, monkeypatch)
 
 @pytest.fixture(scope="module")
 def artifacts(tiny_folder, tmp_path_factory):
-    out, folder = tmp_path_factory.mktemp("tasks"), tiny_folder("llama")
-    gguf.export(folder, out / "m.gguf", "F32", {}, quiet)
-    onnx.export(folder, out / "onnx", "fp32", {}, quiet)
-    return {"transformers": folder, "llamacpp": out / "m.gguf", "onnxruntime": out / "onnx"}
+    return in_every_runtime(tiny_folder("llama"), tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from edgeprune.types import (
     Scores,
 )
 from edgeprune.units import show_bytes
-from edgeprune.width_plan import sizes
 
 
 def number(x: float | None, digits: int = 3) -> str:
@@ -23,6 +22,8 @@ def number(x: float | None, digits: int = 3) -> str:
 
 
 def model(s: ModelSpec) -> None:
+    from edgeprune.width_plan import sizes
+
     kv, w = s.kv_elements_per_token, sizes(s)
     rows = [
         ["family", f"{s.family} ({s.model_type}, {s.format})"],
@@ -84,6 +85,8 @@ def pruned(out: Path, before: ModelSpec, after: ModelSpec, p: Plan) -> None:
 
 
 def thinner(out: Path, before: ModelSpec, after: ModelSpec) -> None:
+    from edgeprune.width_plan import sizes
+
     old, new = sizes(before), sizes(after)
     changed = [f"{what} {old[what]} → {new[what]}" for what in old if old[what] != new[what]]
     say(

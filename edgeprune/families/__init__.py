@@ -39,6 +39,11 @@ def for_model_type(model_type: str) -> ModuleType:
     )
 
 
+def norms_after(module: ModuleType) -> bool:
+    """Whether a family norms what its sub-layers put out, between an output projection and the stream."""
+    return not {"post_attention_norm", "post_ffw_norm"}.isdisjoint({*module.ATTN.values(), *module.FFN.values()})
+
+
 def decoder(config: dict[str, Any]) -> Decoder:
     """A config.json as a Decoder. Raises InputRejected naming the field that is unusable."""
     return for_model_type(config["model_type"]).decoder(config)

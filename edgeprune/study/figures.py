@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeprune.study.explain import PARTS
-from edgeprune.study.record import Curve, Pair, Study
+from edgeprune.study.record import Curve, Study
 
 INK, MUTED, RULE = "#1c2127", "#5c6670", "#dde1e5"
 # Readable for people who confuse red and green (Okabe and Ito 2008).
@@ -228,6 +228,3 @@ def _short(label: str) -> str:
 
 def _thousands(n: float) -> str:
     return f"{n / 1024:g}k" if n >= 1024 else f"{n:g}"
-
-
-__all__ = ["Pair", "all_figures"]

@@ -5,7 +5,6 @@ At most one group of them is there at a time.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from edgeprune import _generated as generated
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources
 from edgeprune.export import export, formats
-from edgeprune.files import need_space, staging
+from edgeprune.files import need_space, remove, staging
 from edgeprune.study.design import Task, Variant
 
 Source = Callable[[Task, Path], None]  # writes the task's artifact under a path
@@ -49,7 +48,7 @@ def files(source: Source, folder: Path, tasks: Sequence[Task], keep: set[str]) -
     finally:
         for name, path in made.paths.items():
             if name not in keep:
-                delete(path)
+                remove(path)
 
 
 def generated_source(disk_bytes: int) -> Source:
@@ -74,7 +73,7 @@ def generated_source(disk_bytes: int) -> Source:
             generated.make_folder(g, folder)
             export(folder, formats()[task.runtime], task.quant, out, verify=False)
         finally:
-            delete(folder)
+            remove(folder)
 
     return make
 
@@ -86,10 +85,3 @@ def folder_source(folder_of: Callable[[Variant], Path]) -> Source:
         export(folder_of(task.variant), formats()[task.runtime], task.quant, out, verify=False)
 
     return make
-
-
-def delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from edgeprune._generated import Geometry
 from edgeprune.blocks import is_portable
 from edgeprune.errors import EdgepruneError, InputRejected
 from edgeprune.export import export, formats
+from edgeprune.files import remove
 from edgeprune.plan import check_scores, make_plan
 from edgeprune.study import make
 from edgeprune.study.design import Design, Task, Variant
@@ -132,9 +133,9 @@ def judge(
                 log.add(q.model_dump(mode="json"))
         finally:
             for *_, path in made.values():
-                make.delete(path)
+                remove(path)
     for path in work.glob("healed-*"):
-        make.delete(path)
+        remove(path)
     return found
 
 
@@ -197,7 +198,7 @@ def _folder(subject: Subject, variant: str, out: Path) -> Iterator[Path]:
         subject.write(variant, folder)
         yield folder
     finally:
-        make.delete(folder)
+        remove(folder)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from edgeprune.types._device import Calibration, DeviceProfile, Figure, PowerMode
 from edgeprune.types._model import Block, Blocks, BlockSpec, ModelSpec, PathStep, Scores, SubLayerSpec, Text
 from edgeprune.types._plan import Alternative, Budget, Plan, Prediction
-from edgeprune.types._record import SCHEMA_VERSION, Record
+from edgeprune.types._record import SCHEMA_VERSION, Record, six
 from edgeprune.types._result import Artifact, Measurement, Quality, Workload
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "Workload",
     "Measurement",
     "Quality",
+    "six",
 ]

@@ -11,6 +11,11 @@ from typing_extensions import Self  # in typing from Python 3.11; pydantic bring
 SCHEMA_VERSION = 1
 
 
+def six(x: float) -> float:
+    """In six digits: what records keep of a measured quality."""
+    return float(f"{x:.6g}")
+
+
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
