@@ -2,7 +2,7 @@
 
     python benchmarks/search_speed/run.py [--model FOLDER] [--text FILE]
 
-Writes results.json, README.md and growth.png; --redraw makes the last two again. About a quarter of an hour on two cores.
+Writes results.json, README.md and growth.png; --redraw makes the last two again. About ten minutes on two cores.
 """
 
 from __future__ import annotations
