@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import _trained
+
 HEAD = """# What healing wins back
 
 ```
@@ -33,7 +35,7 @@ NOTES = """## How the numbers are made
 """
 
 
-def page(results: dict[str, Any]) -> str:
+def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
     rows, names = results["rows"], [t["name"] for t in results["texts"]]
     most = max((len(r["kinds"]) for r in rows), default=0)
     kinds = next((r["kinds"] for r in rows if len(r["kinds"]) == most), [])
@@ -47,6 +49,8 @@ def page(results: dict[str, Any]) -> str:
         curve = sorted((r for r in here if r["method"] == rows[0]["method"]), key=lambda r: (r["path"], r["tokens"]))
         if len({r["tokens"] for r in curve}) > 1:
             parts.append("Against calibration tokens:\n\n" + _table(curve, names))
+    if trained:
+        parts.append(_trained.section(trained))
     machine = results["machine"]["host"].get("cpu") or "a machine not named"
     parts.append(NOTES.format(context=results["context"], machine=machine))
     return "\n".join(parts)

@@ -54,7 +54,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="healing-") as temporary:
             run(args, Path(temporary))
     results = json.loads((args.output / "results.json").read_text(encoding="utf-8"))
-    (args.output / "README.md").write_text(_page.page(results), encoding="utf-8")
+    trained = args.output / "trained.json"
+    more = json.loads(trained.read_text(encoding="utf-8")) if trained.exists() else None
+    (args.output / "README.md").write_text(_page.page(results, more), encoding="utf-8")
     _curve.draw(results, args.output / "curve.png")
 
 

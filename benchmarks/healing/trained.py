@@ -81,10 +81,9 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if not out.exists():
             edgeprune("export", places[name], "--format", "gguf", "--quant", args.quant, "-o", out)
         rows[name]["bytes"] = out.stat().st_size
-    for row, measured in zip(
-        rows.values(), edgeprune("bench", *ggufs, "-p", 64, "-n", 64, "-r", 7, keep=folder / "bench.json"), strict=True
-    ):
-        row["decode_ns"] = measured["token_samples_ns"]
+    timed = edgeprune("bench", *ggufs, "-p", 64, "-n", 64, "-r", 7, keep=folder / "bench.json")
+    for row, measured in zip(rows.values(), (m for m in timed if m["n_gen"]), strict=True):
+        row["decode_tok_per_s"] = measured["samples_ts"]
     asked = [name for name in args.asked.split(",") if name in rows] if args.limit else []
     for name in asked:
         data = ("--tasks", "zeroshot", "--task-data", args.data / "zeroshot", "--limit", args.limit, "--windows", 1)
@@ -113,9 +112,9 @@ def cut(args: argparse.Namespace, whole: Path, spec: Any, calibration: Any, fold
         text, _ = heal.read_kinds(torch_model.tokenizer(whole), spec, calibration, [], 40, args.context)
         model = torch_model.load(whole, dtype=torch_model.fast_dtype())
     blocks = closed.cut(args.path, args.remove, model, spec, text, args.scores)
-    plan = make_plan(spec, None, load("host"), Budget()).model_copy(
-        update={"blocks": blocks, "removed": describe_removed(blocks, spec.n_blocks)}
-    )
+    plan = make_plan(
+        spec, None, load("host"), Budget(context_tokens=args.context, prompt_tokens=args.context)
+    ).model_copy(update={"blocks": blocks, "removed": describe_removed(blocks, spec.n_blocks)})
     if not (folder / "cut").exists():
         prune.prune(whole, spec, plan, folder / "cut", base_model=str(whole), command="benchmarks/healing/trained.py")
     return blocks

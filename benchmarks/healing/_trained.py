@@ -1,0 +1,83 @@
+"""The page's part on training, from trained.json alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+TEXT = """## Training beside it: {blocks} blocks out, {removed}
+
+```
+python benchmarks/healing/trained.py        # then run.py --redraw
+```
+
+The commands that a user types: `prune`, `heal` (a+b: b trains what a healed), `evaluate` on {texts}, `export` to {quant}, and
+`bench` of all files taking turns. {tokens}
+
+{table}
+
+Perplexity, and in brackets the part of the cut's damage in log perplexity that is won back. Time is of healing, here, all steps.
+Bytes and decode speed of {quant} in llama.cpp: median of repetitions.
+"""
+
+ASKED = """
+### Zero-shot
+
+First {limit} documents of each set; accuracy with lm-eval's standard error, normalised by length where the set has that.
+
+{table}
+"""
+
+
+def section(found: dict[str, Any]) -> str:
+    rows = {row["method"]: row for row in found["rows"]}
+    names = [t["name"] for t in found["texts"]]
+    lines = ["| | " + " | ".join(names) + " | KL | minutes | bytes | decode, tokens/s |"]
+    lines.append("|---|" + "---|" * (len(names) + 4))
+    for name, row in rows.items():
+        cells = [name, *(_quality(q, cut) for q, cut in zip(row["quality"], rows["cut"]["quality"], strict=True))]
+        cells.append(
+            " / ".join("–" if q["kl"] is None or name == "whole" else f"{q['kl']:.3f}" for q in row["quality"])
+        )
+        cells.append(f"{sum(h['seconds'] for h in row['healing']) / 60:.1f}" if "healing" in row else "–")
+        cells += [f"{row['bytes'] / 1e6:.1f} MB", f"{statistics.median(row['decode_tok_per_s']):.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in found["texts"])
+    text = TEXT.format(**found | {"texts": texts, "table": "\n".join(lines), "tokens": _tokens(rows)})
+    asked = {name: _by_task(row["tasks"]) for name, row in rows.items() if "tasks" in row}
+    return text + (ASKED.format(limit=found["limit"], table=_tasks(asked)) if asked else "")
+
+
+def _quality(q: dict[str, Any], cut: dict[str, Any]) -> str:
+    """Perplexity, and won back where there is something to win."""
+    loss, before, whole = (math.log(x) for x in (q["perplexity"], cut["perplexity"], cut["perplexity_whole"]))
+    won = f" ({(before - loss) / (before - whole):.0%})" if q is not cut and loss != whole else ""
+    return f"{q['perplexity']:.1f}{won}"
+
+
+def _tokens(rows: dict[str, Any]) -> str:
+    """What was solved by and trained on, of each method once."""
+    steps = {h["method"]: h for row in rows.values() for h in row.get("healing", [])}
+    said = [f"{m} {(h['trained'] or h['text'])['tokens']:,}" for m, h in steps.items()]
+    return f"Tokens: {', '.join(said)}."
+
+
+def _by_task(scores: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each task its length-normalised accuracy, else its accuracy."""
+    found: dict[str, dict[str, Any]] = {}
+    for score in scores:
+        if score["metric"] == "acc_norm" or score["metric"] == "acc" and score["task"] not in found:
+            found[score["task"]] = score
+    return found
+
+
+def _tasks(asked: dict[str, dict[str, dict[str, Any]]]) -> str:
+    tasks = list(next(iter(asked.values())))
+    lines = ["| | " + " | ".join(tasks) + " | mean |", "|---|" + "---|" * (len(tasks) + 1)]
+    for name, scores in asked.items():
+        cells = [f"{scores[t]['value']:.0%} ± {scores[t]['stderr']:.0%}" for t in tasks]
+        mean = statistics.fmean(scores[t]["value"] for t in tasks)
+        error = math.sqrt(sum(scores[t]["stderr"] ** 2 for t in tasks)) / len(tasks)
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:.1%} ± {error:.1%} |")
+    return "\n".join(lines)
