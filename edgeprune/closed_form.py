@@ -134,8 +134,8 @@ def of_kinds(found: Attempts, chosen: Sequence[int]) -> Attempts:
 class _Version:
     """The pruned stream of one scope. None while it is still the whole model's."""
 
-    def __init__(self, scope: str, fits: Callable[[bool], bool], solve: Any, first: int):
-        self.scope, self.fits, self.solve = scope, fits, solve
+    def __init__(self, scope: str, share: Callable[[bool], float], solve: Any, first: int):
+        self.scope, self.share, self.solve = scope, share, solve
         self.first = first  # of all windows, it carries those from this on
         self.stream: torch.Tensor | None = None
         self.changes: list[Change] = []
@@ -148,6 +148,7 @@ class _Waiting(NamedTuple):
     half: Half
     inputs: torch.Tensor  # of its output projection (g, t, k)
     weight: torch.Tensor  # (d, k)
+    share: float  # of the change that is made
 
 
 class _Walk:
@@ -161,8 +162,8 @@ class _Walk:
         family = families.for_model_type(model.config.model_type)
         self.outputs = dict(zip("AF", family.OUTPUTS, strict=True))
         self.scale = family.decoder(model.config.to_dict()).residual_scale
-        self.cut = _Version("", lambda before_cut: False, None, sum(self.spans))
-        tried = [(name, fits, healer.solve) for healer in healers for name, fits in healer.SCOPES.items()]
+        self.cut = _Version("", lambda before_cut: 0.0, None, sum(self.spans))
+        tried = [(name, share, healer.solve) for healer in healers for name, share in healer.SCOPES.items()]
         self.versions = [self.cut, *(_Version(*each, 0) for each in tried)]
 
     def through(self, kept: Sequence[Half], progress: Callable[[int, int], None]) -> torch.Tensor:
@@ -192,7 +193,8 @@ class _Walk:
                 version.stream = whole[version.first :]
 
     def _step(self, version: _Version, half: Half, run: Any, kwargs: dict[str, Any], before_cut: bool) -> None:
-        if not version.fits(before_cut):
+        share = version.share(before_cut)
+        if not share:
             version.stream = run(version.stream, **kwargs)
             return
         projection = self.model.model.layers[half[1]].get_submodule(self.outputs[half[0]])
@@ -202,7 +204,7 @@ class _Walk:
             version.stream = run(version.stream, **kwargs)
         finally:
             noted.remove()
-        version.waiting = _Waiting(half, _joined(inputs, version.stream), projection.weight.clone())
+        version.waiting = _Waiting(half, _joined(inputs, version.stream), projection.weight.clone(), share)
 
     def _settle(self, target: torch.Tensor) -> None:
         """Solve what waits, now that the whole stream stands at the next kept sub-layer."""
@@ -211,13 +213,13 @@ class _Walk:
         for version in self.versions:
             if version.waiting is None:
                 continue
-            half, inputs, weight = version.waiting
+            half, inputs, weight, share = version.waiting
             version.waiting = None
             solution = version.solve(self._seen(inputs, version.stream, target), weight)
             if solution is None:
                 continue
-            version.changes.append(Change(half, *solution._replace(delta=solution.delta.float().cpu())))
-            delta = solution.delta.to(inputs.device).float()
+            delta = share * solution.delta.to(inputs.device).float()
+            version.changes.append(Change(half, *solution._replace(delta=delta.cpu())))
             more = [stream + self.scale * (f.float() @ delta) for stream, f in zip(version.stream, inputs, strict=True)]
             version.stream = torch.stack([m.to(version.stream.dtype) for m in more])
 

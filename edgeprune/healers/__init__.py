@@ -4,8 +4,9 @@ SOURCE   the paper it comes from
 
 and then either how output projections are solved anew without gradients, see edgeprune.closed_form:
 
-SCOPES   {name: fits}; fits(before_cut) -> bool says which output projections are solved anew, each scope is tried:
-         before_cut is whether what comes right after the sub-layer was removed. Nothing before the first cut is asked for
+SCOPES   {name: share}, each is tried; share(before_cut) -> float is how much of what is solved is changed in an output
+         projection, 0 leaves it alone: before_cut is whether what comes right after the sub-layer was removed. Nothing before
+         the first cut is asked for
 BIASES   whether output projections may have biases
 solve(seen, weight) -> Solution | None
          the change of one output projection, None to leave it alone; `seen` is what went into it and what is wanted, one per

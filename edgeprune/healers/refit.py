@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 SOURCE = "closed-form refit (edgeprune)"
 BIASES = True  # they stay as they are
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-SCOPES: dict[str, Callable[[bool], bool]] = {
-    "projections before a cut": lambda before_cut: before_cut,
-    "projections from the first cut on": lambda before_cut: True,
+SCOPES: dict[str, Callable[[bool], float]] = {
+    "projections before a cut": float,
+    "projections from the first cut on": lambda before_cut: 1.0,
+    "projections from the first cut on, each half of the way": lambda before_cut: 0.5,
 }
 
 

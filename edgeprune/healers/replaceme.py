@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOURCE = "ReplaceMe, least squares (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
-SCOPES: dict[str, Callable[[bool], bool]] = {"feed-forwards before a cut": lambda before_cut: before_cut}
+SCOPES: dict[str, Callable[[bool], float]] = {"feed-forwards before a cut": float}
 
 
 def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOURCE = "ReplaceMe, cosine (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
-SCOPES: dict[str, Callable[[bool], bool]] = {"feed-forwards before a cut": lambda before_cut: before_cut}
+SCOPES: dict[str, Callable[[bool], float]] = {"feed-forwards before a cut": float}
 STEPS, RATE = 300, 1e-4
 BATCH_TOKENS = 1024
 SEED = 0  # of the order of the tokens
