@@ -97,6 +97,27 @@ def test_lean_imports_load_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+COMMAND = """
+import contextlib, io, sys
+from edgeprune import cli
+sys.argv[1:] = {arguments!r}
+with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    cli.main()
+for name in sys.modules:
+    print(name)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["devices", "m4"], ["--help"]], ids=" ".join)
+def test_the_command_line_imports_the_verb_that_is_asked_for(arguments):
+    code = COMMAND.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    found = set(done.stdout.split())
+    verbs = {m for m in OURS if m.startswith("edgeprune.cli.") and "._" not in m}
+    assert verbs & found == (verbs if arguments == ["--help"] else {f"edgeprune.cli.{a}" for a in arguments} & verbs)
+    assert not {"numpy", "torch", "transformers"} & found
+
+
 def test_every_registry_entry_keeps_its_contract():
     from edgeprune.catalog import load_all
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
 
-from edgeprune import __version__
+from edgeprune import __version__, catalog
 from edgeprune.cli._terminal import guarded, note, say
 from edgeprune.errors import UsageError
 from edgeprune.types import Budget
@@ -17,28 +19,57 @@ EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal, 2 usage, 3 budget infeasible, 4 input rejected, 5 made for other weights, "
     "6 out of disk or memory, 130 interrupted."
 )
-app = typer.Typer(
-    name="edgeprune",
-    help="Fit a language model to a device: plan, prune, export to GGUF and ONNX, measure, report.\n\n"
-    "MODEL is a transformers folder, a .gguf file or a hub id (org/name or org/name@revision); for plan and fit also a "
-    "well-known model's name such as llama-3.1-8b, of which no weights are needed.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# In which order --help lists them. A verb is a file of this folder; one that is not named here comes last.
+ORDER = (
+    "devices", "inspect", "score", "compare", "plan", "fit", "recipe", "prune", "heal", "export", "bench", "calibrate", "study",
+    "evaluate", "chat", "report", "run",
+)  # fmt: skip
+_ALIKE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+_registered: dict[str, typer.Typer] = {}
 
 
 def verb(example: str):
     """Register a function as a verb: errors in one line, an example in its help."""
 
     def register(fn: Any) -> Any:
-        app.command(fn.__name__, epilog=f"Example: {example}\n\n{EXIT_CODES}")(guarded(fn))
+        own = _registered[fn.__name__] = typer.Typer(**_ALIKE)
+        own.command(fn.__name__, epilog=f"Example: {example}\n\n{EXIT_CODES}")(guarded(fn))
         return fn
 
     return register
+
+
+class Verbs(TyperGroup):
+    """Verbs by name, each imported when it is asked for; all of them where all are told: --help, a mistyped name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        found = catalog.names("edgeprune.cli")
+        return [*(v for v in ORDER if v in found), *(v for v in found if v not in ORDER)]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        known = self.list_commands(ctx)
+        for each in [name] if name in known else known:
+            if each not in self.commands:
+                importlib.import_module(f"edgeprune.cli.{each}")
+                self.commands[each] = typer.main.get_command(_registered[each])
+        return self.commands.get(name)
+
+
+app = typer.Typer(
+    name="edgeprune",
+    cls=Verbs,
+    help="Fit a language model to a device: plan, prune, export to GGUF and ONNX, measure, report.\n\n"
+    "MODEL is a transformers folder, a .gguf file or a hub id (org/name or org/name@revision); for plan and fit also a "
+    "well-known model's name such as llama-3.1-8b, of which no weights are needed.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    **_ALIKE,
+)
 
 
 @app.callback(invoke_without_command=True)

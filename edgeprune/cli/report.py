@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.cli import _show_report
 from edgeprune.cli._app import verb
 from edgeprune.cli._options import Force, Json
 from edgeprune.cli._terminal import emit
@@ -25,6 +24,7 @@ def report(
 ) -> None:
     """Write the report of a run, or of several side by side: one HTML file without scripts, the same as .md, .json, .csv."""
     from edgeprune import report as single
+    from edgeprune.cli import _show_report
     from edgeprune.report import beside
 
     if output is None and len(folders) > 1:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from edgeprune.cli import _show_report
 from edgeprune.cli._app import budget_of, command_line, device_profile, verb
 from edgeprune.cli._options import (
     Calibration,
@@ -94,6 +93,7 @@ def run(
     from edgeprune import model as models
     from edgeprune import report as reporting
     from edgeprune import run as running
+    from edgeprune.cli import _show_report
     from edgeprune.types import Scores
 
     budget = budget_of(
