@@ -1,7 +1,8 @@
 """The JSON schema of a device profile, for editors and other tools. edgeprune._profile_toml says the same and more.
 
 TOML maps to JSON one to one, so any JSON-schema checker of TOML reads it (draft 2020-12). What it cannot say, the loader
-does: that a source is listed, that `available` is no more than `total`, that 8 rows make a fit.
+does: that a source is listed, that `available` is no more than `total`, that 8 rows make a fit, that GB is not given
+where GiB is meant.
 """
 
 from __future__ import annotations

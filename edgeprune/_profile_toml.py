@@ -25,6 +25,8 @@ UNITS = {
 MOST = {"bytes": 2e12, "bytes/s": 2e13, "flop/s": 1e16, "us": 1e6, "W": 2000.0, "ratio": 1.2}
 KINDS = ("vendor", "measured", "computed", "third-party", "unsourced", "prior")
 STATUS = ("prior", "fitted", "host-calibrated")
+READ = ("measured", "computed")  # kinds of a size that a system reports: less than the chips hold
+CHIP_BYTES = 2**26  # memory is made in whole multiples of this
 _FIGURE = {"value", "unit", "src", "kind", "low", "high", "note"}
 SMALL_SET = 8
 # Figures of a calibration and their units: single ones, and those by quantisation or tensor type.
@@ -79,6 +81,8 @@ def parse(document: Table, total: float | None = None) -> DeviceProfile:
         {"total", "available", "bandwidth"},
     )
     base = _figure("memory.total", memory["total"], sources, "bytes")
+    if base.kind not in READ:
+        _made("memory.total", memory["total"]["value"], memory["total"]["unit"])
     device_id, sizes = _text("id", document["id"]), _also(memory.get("also"), memory["total"]["unit"], sources)
     if total is not None:
         unit = UNITS[memory["total"]["unit"]][1]
@@ -100,9 +104,9 @@ def parse(document: Table, total: float | None = None) -> DeviceProfile:
         vendor=_text("vendor", document["vendor"]),
         name=_text("name", document["name"]),
         memory_total=base,
-        memory_available=_available(memory["available"], base, sources),
+        memory_available=_available(memory["available"], base, memory["total"], sources),
         unified_memory=_bool("memory.unified", memory.get("unified", True)),
-        bandwidth=_figure("memory.bandwidth", memory["bandwidth"], sources, "bytes/s"),
+        bandwidth=_bandwidth(memory["bandwidth"], sources),
         cpu=words.get("cpu"),
         isa=words.get("isa"),
         gpu=words.get("gpu"),
@@ -115,21 +119,29 @@ def parse(document: Table, total: float | None = None) -> DeviceProfile:
     )
 
 
-def _available(value: Any, total: Figure, sources: dict[str, Table]) -> Figure:
-    """A figure, or rules [{share | less, up_to, …}]: the first whose `up_to` the total does not pass applies."""
+def _available(value: Any, total: Figure, written: Table, sources: dict[str, Table]) -> Figure:
+    """A figure, or rules [{share | less, up_to, …}]: the first whose `up_to` the total does not pass applies.
+
+    `written`: the total as the profile gives it, whose unit `up_to` is in.
+    """
     if isinstance(value, dict) and "value" in value:
         figure = _figure("memory.available", value, sources, "bytes")
+        if value["value"] == written["value"] and value["unit"] != written["unit"]:
+            units = f"{value['unit']}, memory.total {written['value']:g} {written['unit']}"
+            raise ProfileError(
+                f"memory.available: {value['value']:g} {units}: one number in two units; which is meant?"
+            )
         if figure.value > total.value:
             raise ProfileError(f"memory.available: more than memory.total{_mixed(value, total)}")
         return figure
     for i, rule in enumerate([value] if isinstance(value, dict) else _list("memory.available", value)):
         where = f"memory.available[{i}]"
         rule = dict(_table(where, rule))
-        if "up_to" in rule:
-            limit = _scaled(where + ".up_to", rule.pop("up_to"), rule.get("up_to_unit", "GB"), "bytes")
-            rule.pop("up_to_unit", None)
-            if total.value > limit:
-                continue
+        unit = rule.pop("up_to_unit", written["unit"])
+        if unit != written["unit"]:
+            raise ProfileError(f"{where}.up_to_unit: {unit!r}, but memory.total is in {written['unit']!r}")
+        if "up_to" in rule and total.value > _scaled(where + ".up_to", rule.pop("up_to"), unit, "bytes"):
+            continue
         kind = "share" if "share" in rule else "less"
         if kind not in rule:
             raise ProfileError(f"{where}: needs value, share (of the total) or less (than the total)")
@@ -144,6 +156,28 @@ def _available(value: Any, total: Figure, sources: dict[str, Table]) -> Figure:
         update = {"value": kept, "unit": "bytes", "low": None, "high": None, "note": note}
         return figure.model_copy(update=update)
     raise ProfileError("memory.available: no rule covers this memory size")
+
+
+def _bandwidth(value: Any, sources: dict[str, Table]) -> Figure:
+    """A bus is rated in 10⁹ bytes/s: transfers per second × width."""
+    figure = _figure("memory.bandwidth", value, sources, "bytes/s")
+    if value["unit"] == "GiB/s" and figure.kind not in READ:
+        meant = f"{value['value']:g} GiB/s: a bus is rated in GB/s, so is {value['value']:g} GB/s meant?"
+        raise ProfileError(f"memory.bandwidth: {meant} {_OTHERWISE}")
+    return figure
+
+
+_OTHERWISE = 'What was read from a system says kind = "measured"'
+
+
+def _made(where: str, value: float, unit: str) -> None:
+    """GB where GiB is meant, or what a seller calls 8 GB converted to GiB: no size that memory is made in."""
+    n_bytes = value * UNITS[unit][1]
+    if n_bytes % CHIP_BYTES:
+        decimal, binary = f"{n_bytes / 1e9:.3g} GB", f"{n_bytes / 2**30:.3g} GiB"
+        told, meant = (binary, f"{value:g} {unit[0]}iB") if unit in ("GB", "MB") else (decimal, decimal[:-1] + "iB")
+        told = f"{value:g} {unit} is {told}, no size that memory is made in; is {meant} meant?"
+        raise ProfileError(f"{where}: {told} {_OTHERWISE}")
 
 
 def _mixed(available: Table, total: Figure) -> str:
@@ -161,7 +195,10 @@ def _also(value: Any, unit: str, sources: dict[str, Table]) -> list[float]:
     _source("memory.also", table["src"], sources)
     if table["unit"] != unit:
         raise ProfileError(f"memory.also.unit: {table['unit']!r}, but memory.total is in {unit!r}")
-    return [_number("memory.also.values", v) for v in _list("memory.also.values", table["values"])]
+    values = [_number("memory.also.values", v) for v in _list("memory.also.values", table["values"])]
+    for v in values:
+        _made("memory.also.values", v, unit)
+    return values
 
 
 def _mode(where: str, value: Any, sources: dict[str, Table]) -> PowerMode:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune import _host, devices
+from edgeprune._profile_toml import ProfileError, parse
 from edgeprune.errors import InputRejected, UsageError
 
 SHIPPED = [n for n in devices.names() if n != "host"]
@@ -141,6 +142,12 @@ FAULTS = [
     ("value = 17.1", 'value = "17.1"', "memory.bandwidth.value"),
     ("value = 17.1", "value = 171000", "memory.bandwidth.value"),
     ("value = 8,", "value = 6,", "memory.available"),
+    ('value = 8, unit = "GiB"', 'value = 8, unit = "GB"', "memory.total: 8 GB is 7.45 GiB, no size"),
+    ('value = 8, unit = "GiB"', 'value = 8000, unit = "MB"', "is 8000 MiB meant?"),
+    ('value = 8, unit = "GiB"', 'value = 7.45, unit = "GiB"', "is 8 GiB meant?"),
+    ('unit = "GB/s"', 'unit = "GiB/s"', "memory.bandwidth: 17.1 GiB/s"),
+    ("value = 7.3", "value = 8", "memory.available: 8 GB, memory.total 8 GiB"),
+    ("{ value = 7.3,", '{ less = 0.7, up_to = 36, up_to_unit = "GB",', "memory.available[0].up_to_unit: 'GB'"),
     ('src = "unsourced", note', 'src = "nowhere", note', "memory.total.src"),
     ("bandwidth = {", "bandwith = {", "memory.bandwith: unknown key. Did you mean bandwidth?"),
     ("schema = 1", "schema = 2", "schema"),
@@ -168,6 +175,19 @@ def test_malformed_profile_names_file_and_field(tmp_path, old, new, field):
         key = name.rpartition(".")[2].partition("[")[0]
         inside = own.read_text().splitlines()[int(line) - 1]
         assert key in inside or re.search(rf"\b{name.split('.')[-2]}\b", inside), "the line that holds the field"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_other_unit_is_noticed_in_every_profile(name):
+    """Sizes of memory are JEDEC's powers of two and sums of a few of them; what a system reports may be any."""
+    known = document(name)
+    total = {**known["memory"]["total"], "unit": "GB"}
+    memory = {k: v for k, v in known["memory"].items() if k != "also"} | {"total": total}
+    with pytest.raises(ProfileError, match=rf"^memory\.total: .* is {total['value']} GiB meant\?"):
+        parse({**known, "memory": memory})
+    memory["total"] = {**total, "kind": "measured"}
+    memory["available"] = {"value": total["value"] / 2, "unit": "GB", "src": "unsourced"}
+    assert parse({**known, "memory": memory}).memory_total.value == total["value"] * 1e9
 
 
 @pytest.fixture
