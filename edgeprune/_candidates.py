@@ -62,12 +62,9 @@ class Candidate(NamedTuple):
     kv_type: str
     step: int  # of the removal path; 0 is the whole model
     blocks: Blocks
+    kept: int  # sub-layers
     prediction: Prediction
     damage: Damage
-
-    @property
-    def kept(self) -> int:
-        return len(kept_sublayers(self.blocks))
 
 
 def candidates(
@@ -77,17 +74,17 @@ def candidates(
 
     Raises UsageError for what can't be asked of this model or device.
     """
-    found, shapes, params = routes(spec, device, budget), Shapes(spec), spec.params
-    steps, refused = _steps(spec, scores, [r.runtime for r in found])
+    found, shapes = routes(spec, device, budget), Shapes(spec)
+    steps, refused = _steps(shapes, scores, [r.runtime for r in found])
     predictors: dict[str, Predictor] = {}
     out = []
     for route in found:
         runtime, backend, quant, kv_type = route
         predict = predictors.setdefault(runtime, Predictor(spec, device, runtime, backend, mode, shapes))
-        priors = quant_kl(runtime, quant, params), kv_kl(kv_type, params)
-        for k, blocks in steps[runtime]:
+        priors = quant_kl(runtime, quant, shapes.total), kv_kl(kv_type, shapes.total)
+        for k, blocks, kept in steps[runtime]:
             prediction = predict(blocks, quant, budget.context_tokens, budget.prompt_tokens, kv_type)
-            out.append(Candidate(*route, k, blocks, prediction, damage(scores, k, *priors)))
+            out.append(Candidate(*route, k, blocks, kept, prediction, damage(scores, k, *priors)))
     if not out:
         raise UsageError(f"{spec.name} can't be planned for {device.id}: {'; '.join(refused)}")
     return out, refused
@@ -140,23 +137,26 @@ def _runtime(device: DeviceProfile, name: str) -> str:
 
 
 def _steps(
-    spec: ModelSpec, scores: Scores | None, runtimes: Sequence[str]
-) -> tuple[dict[str, list[tuple[int, Blocks]]], list[str]]:
-    """Per runtime, the path steps it can run (step 0 is the whole model), and a line on those it can't."""
-    path = [s.blocks for s in scores.path] if scores else [whole(spec.n_blocks)]
-    found: dict[str, list[tuple[int, Blocks]]] = {}
+    shapes: Shapes, scores: Scores | None, runtimes: Sequence[str]
+) -> tuple[dict[str, list[tuple[int, Blocks, int]]], list[str]]:
+    """Per runtime, the path steps it can run (step 0 is the whole model) and how many sub-layers each keeps, and a line on
+    those it can't."""
+    path = [s.blocks for s in scores.path] if scores else [whole(shapes.spec.n_blocks)]
+    kept = [len(kept_sublayers(blocks)) for blocks in path]
+    found: dict[str, list[tuple[int, Blocks, int]]] = {}
     refused = []
     for runtime in dict.fromkeys(runtimes):
-        reasons = [unheld(spec, blocks, runtime) for blocks in path]
-        found[runtime] = [(k, blocks) for k, blocks in enumerate(path) if reasons[k] is None]
+        reasons = [_unheld(shapes, blocks, runtime) for blocks in path]
+        found[runtime] = [(k, path[k], kept[k]) for k in range(len(path)) if reasons[k] is None]
         told = [r for r in reasons if r]
         if told:
             refused.append(f"{runtime} can't run {len(told)} of {len(path)} steps of the path: {told[0]}")
     return found, refused
 
 
-def unheld(spec: ModelSpec, blocks: Blocks, runtime: str) -> str | None:
+def _unheld(shapes: Shapes, blocks: Blocks, runtime: str) -> str | None:
     """Why `runtime` can't run this block list of this model; None when it can."""
+    spec = shapes.spec
     if spec.family not in catalog.names("edgeprune.families"):  # a .gguf of an architecture only llama.cpp knows
         if runtime != "llamacpp":
             return f"{spec.family} models are read from GGUF and stay there; only llamacpp runs them"
@@ -165,8 +165,7 @@ def unheld(spec: ModelSpec, blocks: Blocks, runtime: str) -> str | None:
     rotates = [b.attn is None or spec.blocks[b.attn].rotates for b in blocks]
     halves = [(b.attn is not None, b.ffn is not None) for b in blocks]
     family = catalog.load("edgeprune.families", spec.family)
-    alike = len({(b.attn.params, b.ffn.params) for b in spec.blocks if b.attn.params and b.ffn.params}) < 2
-    return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings, alike)
+    return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings, shapes.alike)
 
 
 def damage(scores: Scores | None, k: int, quant: float | None, cache: float | None) -> Damage:

@@ -89,6 +89,7 @@ class Loss(NamedTuple):
         return math.log(self.middle)
 
 
+@functools.cache
 def removal_loss(share: float, params: int) -> Loss | None:
     """For `share` of the blocks (0 to 1) of a model with `params` parameters; None beyond what was published.
 

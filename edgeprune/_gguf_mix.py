@@ -74,6 +74,15 @@ def placed(quant: str, imatrix: bool) -> tuple[str, ...]:
     return ("attn_v", *_FEED_FORWARD) if quant == "IQ3_XS" else ("attn_v", "ffn_down")
 
 
+@functools.cache
+def alike(n: int) -> tuple[int, ...]:
+    """For each of n positions in a file the first that no rule here tells from it."""
+    first: dict[tuple[bool, ...], int] = {}
+    eighth = n // 8
+    told = ((i < 2, i < 4, i < n // 16, i < eighth, i >= 7 * n // 8, (i - eighth) % 3 == 2) for i in range(n))
+    return tuple(first.setdefault(key, i) for i, key in enumerate(told))
+
+
 def tensor_type(role: str, shape: tuple[int, ...], quant: str, index: int, n: int, facts: Facts) -> str:
     """Type of one block tensor.
 

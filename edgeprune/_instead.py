@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from edgeprune import _kv_types, devices
 from edgeprune._candidates import Candidate, damage, routes
@@ -19,40 +18,31 @@ ENOUGH = 3  # devices named
 GOOD = ("llamacpp", "Q4_K_M")  # what is usually shipped: a larger device should hold no less
 
 
-class Whole(NamedTuple):
-    """A model of which nothing is removed."""
-
-    spec: ModelSpec
-    shapes: Shapes
-    params: int
-
-
 def ways(spec: ModelSpec, device: DeviceProfile, budget: Budget, mode: str | None, shapes: Shapes) -> Iterator[str]:
     """Lines for a person, the least change first."""
-    model = Whole(spec, shapes, spec.params)
-    found = best(model, device, budget, mode)
+    found = best(shapes, device, budget, mode)
     for quant in _untried(spec, device, budget):
-        other = best(model, device, budget.model_copy(update={"quant": quant, "runtime": "llamacpp"}), mode)
+        other = best(shapes, device, budget.model_copy(update={"quant": quant, "runtime": "llamacpp"}), mode)
         if other and (found is None or other.damage.order < found.damage.order):
             matrix = " (made with an importance matrix)" if assumes_matrix("llamacpp", quant) else ""
             yield f"{_told(other)}{matrix}: the whole model fits, expected KL {other.damage.order:.2g} nats per token"
             break
-    shorter = None if found else _shorter(model, device, budget, mode)
+    shorter = None if found else _shorter(shapes, device, budget, mode)
     if shorter:
         yield f"a context of {shorter[0]} tokens: the whole model fits at {_told(shorter[1])}"
-    larger = _larger(model, device, budget)
+    larger = _larger(shapes, device, budget)
     if larger:
         yield f"another device: the whole model fits on {', '.join(f'{name} ({how})' for name, how in larger)}"
 
 
-def best(model: Whole, device: DeviceProfile, budget: Budget, mode: str | None) -> Candidate | None:
+def best(shapes: Shapes, device: DeviceProfile, budget: Budget, mode: str | None) -> Candidate | None:
     """The least damaging way to run the whole model within the budget; None when there is none."""
-    limits, blocks, found = Limits.of(budget, device), whole(model.spec.n_blocks), []
-    for route in routes(model.spec, device, budget):
-        predict = Predictor(model.spec, device, route.runtime, route.backend, mode, model.shapes)
+    limits, blocks, found = Limits.of(budget, device), whole(shapes.spec.n_blocks), []
+    for route in routes(shapes.spec, device, budget):
+        predict = Predictor(shapes.spec, device, route.runtime, route.backend, mode, shapes)
         prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
-        priors = quant_kl(route.runtime, route.quant, model.params), kv_kl(route.kv_type, model.params)
-        c = Candidate(*route, 0, blocks, prediction, damage(None, 0, *priors))
+        priors = quant_kl(route.runtime, route.quant, shapes.total), kv_kl(route.kv_type, shapes.total)
+        c = Candidate(*route, 0, blocks, 2 * len(blocks), prediction, damage(None, 0, *priors))
         found += [c] if limits.met(c) else []
     return min(found, key=lambda c: c.damage.order, default=None)
 
@@ -66,26 +56,25 @@ def _untried(spec: ModelSpec, device: DeviceProfile, budget: Budget) -> list[str
     return sorted(known, key=lambda q: QUANT_KL_PRIOR["llamacpp", q][0])
 
 
-def _shorter(model: Whole, device: DeviceProfile, budget: Budget, mode: str | None) -> tuple[int, Candidate] | None:
+def _shorter(shapes: Shapes, device: DeviceProfile, budget: Budget, mode: str | None) -> tuple[int, Candidate] | None:
     """The longest of half the context, a quarter, … with which the whole model fits."""
     context = budget.context_tokens // 2
     while context >= LLAMACPP_CELLS:
-        found = best(model, device, budget.model_copy(update={"context_tokens": context}), mode)
+        found = best(shapes, device, budget.model_copy(update={"context_tokens": context}), mode)
         if found:
             return context, found
         context //= 2
     return None
 
 
-def _larger(model: Whole, device: DeviceProfile, budget: Budget) -> list[tuple[str, str]]:
+def _larger(shapes: Shapes, device: DeviceProfile, budget: Budget) -> list[tuple[str, str]]:
     """The smallest shipped devices on which nothing has to go at a quantisation as good as GOOD, and at which; the limit on
     memory is the device's own there."""
-    here, most = device.memory_available.value, quant_kl(*GOOD, model.params) or 0.0
+    here, most = device.memory_available.value, quant_kl(*GOOD, shapes.total) or 0.0
     asked = budget.model_copy(update={"max_mem_bytes": None})
-    shipped = (devices.load(name) for name in devices.names() if name != devices.HOST)
     out = []
-    for profile in sorted(shipped, key=lambda p: (p.memory_available.value, p.id)):
-        found = _best_or_none(model, profile, asked) if profile.memory_available.value > here else None
+    for profile in sorted(devices.load_all(), key=lambda p: (p.memory_available.value, p.id)):
+        found = _best_or_none(shapes, profile, asked) if profile.memory_available.value > here else None
         if found and found.damage.order <= most:
             out.append((profile.id, _told(found)))
         if len(out) == ENOUGH:
@@ -93,9 +82,9 @@ def _larger(model: Whole, device: DeviceProfile, budget: Budget) -> list[tuple[s
     return out
 
 
-def _best_or_none(model: Whole, device: DeviceProfile, budget: Budget) -> Candidate | None:
+def _best_or_none(shapes: Shapes, device: DeviceProfile, budget: Budget) -> Candidate | None:
     try:
-        return best(model, device, budget, None)
+        return best(shapes, device, budget, None)
     except UsageError:
         return None  # it lacks the runtime that was asked for
 

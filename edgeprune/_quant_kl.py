@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 _LLAMA = "Llama 3 8B, wikitext-2, no importance matrix: llama.cpp tools/perplexity/README.md"
 _MATRIX = "Llama 3 8B, wikitext-2, with an importance matrix: llama.cpp tools/perplexity/README.md"
 _ONNX = "as llama.cpp {0}"
@@ -55,6 +57,7 @@ QUANT_KL_PRIOR: dict[tuple[str, str], tuple[float, str]] = {
 _LARGE, _EXPONENT, _MOST = 8.0e9, 0.27, 3.0
 
 
+@functools.cache
 def quant_kl(runtime: str, quant: str, params: int) -> float | None:
     """Expected KL in nats per token of a model with `params` parameters, five decimals; None without a figure."""
     if (runtime, quant) not in QUANT_KL_PRIOR:
@@ -74,6 +77,7 @@ KV_KL_PRIOR: dict[str, tuple[float, str]] = {
 }
 
 
+@functools.cache
 def kv_kl(kv_type: str, params: int) -> float | None:
     """Expected KL in nats per token that a typed KV cache adds, as `quant_kl` for weights."""
     if kv_type not in KV_KL_PRIOR:

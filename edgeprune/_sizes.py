@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ GGUF_PROVENANCE_BYTES = 900  # what a pruned file says of its origin (measured)
 
 Shape = tuple[int, ...]
 Halves = tuple[tuple[int | None, int | None], ...]
+Caches = Counter[tuple[int, int | None]]  # (elements per token, window in tokens) -> how many blocks keep such a cache
 
 
 class Matrices(NamedTuple):
@@ -46,10 +49,24 @@ class _Part(NamedTuple):
     """One sub-layer in a file."""
 
     n_bytes: int
-    repacked: int
-    n_tensors: int
-    table: int  # bytes of its entries in the tensor table, without the digits of the block
     matrices: tuple[Matrices, ...]
+    packable: tuple[tuple[tuple[str, Shape], int], ...]  # ((type, shape), bytes) of what llama.cpp may repack
+
+
+class _Layout(NamedTuple):
+    """A whole file, whatever CPU it runs on: the sizes but for repacking, and what may be repacked."""
+
+    sizes: Sizes
+    packable: dict[tuple[str, Shape], int]
+
+
+class _Listed(NamedTuple):
+    """What is known of a block list."""
+
+    blocks: Blocks  # kept, so that no other list takes its id
+    halves: Halves
+    caches: Caches
+    params: int
 
 
 class Shapes:
@@ -61,36 +78,41 @@ class Shapes:
         self.family = load("edgeprune.families", spec.family) if spec.family in names("edgeprune.families") else None
         self._known: dict[tuple, int] = {}
         self.tensors: list[tuple[tuple[str, Shape], ...]] = []  # by kind
+        self._entries: list[
+            tuple[int, int]
+        ] = []  # by kind: tensors, bytes in the tensor table without the block's digits
         self.attn = [self._kind(b.attn) for b in spec.blocks]
         self.ffn = [self._kind(b.ffn) for b in spec.blocks]
         self.params = [sum(math.prod(s) for _, s in t) for t in self.tensors]
+        self.total = spec.params
+        widths = {(self.params[a], self.params[f]) for a, f in zip(self.attn, self.ffn, strict=True)}
+        self.alike = len({pair for pair in widths if all(pair)}) < 2  # all whole blocks are equally wide
         self._parts: dict[tuple, _Part] = {}
+        self._laid_out: dict[tuple, _Layout] = {}
         self._placed: dict[tuple, list[tuple[str, Shape]]] = {}
-        self.onnx_cache: dict[tuple, int] = {}
-        self._sized: dict[tuple, Sizes] = {}
-        self._halves: dict[int, tuple[Blocks, Halves]] = {}
+        self._onnx: dict[tuple, Sizes] = {}
+        self.onnx_parts: dict[str, tuple[dict, dict]] = {}  # by quantisation; _sizes_onnx's own
+        self._listed: dict[int, _Listed] = {}
 
     def _kind(self, sub: SubLayerSpec) -> int:
         key = tuple(sorted(sub.tensors.items()))
         if key not in self._known:
             self._known[key] = len(self.tensors)
             self.tensors.append(key)
+            self._entries.append((len(key), sum(_table_entry(f"blk..{role}", shape) for role, shape in key)))
         return self._known[key]
 
-    def halves(self, blocks: Blocks) -> Halves:
-        """Per block the kinds of its attention and its feed-forward; None for a half it lacks."""
-        # by identity, since hashing a list takes as long as reading it; the list is kept, so no other can take its place
-        if id(blocks) not in self._halves:
+    def listed(self, blocks: Blocks) -> _Listed:
+        """Looked up by identity, since hashing a list takes as long as reading it."""
+        if id(blocks) not in self._listed:
             pairs = (
                 (None if b.attn is None else self.attn[b.attn], None if b.ffn is None else self.ffn[b.ffn])
                 for b in blocks
             )
-            found = tuple(tuple(k if k is not None and self.tensors[k] else None for k in pair) for pair in pairs)
-            self._halves[id(blocks)] = blocks, found
-        return self._halves[id(blocks)][1]
-
-    def block_params(self, blocks: Blocks) -> int:
-        return sum(self.params[k] for pair in self.halves(blocks) for k in pair if k is not None)
+            halves = tuple(tuple(k if k is not None and self.tensors[k] else None for k in pair) for pair in pairs)
+            params = sum(n * sum(self.params[k] for k in p if k is not None) for p, n in Counter(halves).items())
+            self._listed[id(blocks)] = _Listed(blocks, halves, caches(self.spec, blocks), params)
+        return self._listed[id(blocks)]
 
     # --- GGUF -----------------------------------------------------------------------------------
 
@@ -99,12 +121,16 @@ class Shapes:
 
         `imatrix`: whether an importance matrix is given, which changes some types; None: where `quant` needs one.
         """
-        key = (self.halves(blocks), quant, isa, imatrix)
-        if key not in self._sized:
-            self._sized[key] = self._gguf(*key)
-        return self._sized[key]
+        key = self.listed(blocks).halves, quant, quant in mix.NEED_IMATRIX if imatrix is None else imatrix
+        if key not in self._laid_out:
+            self._laid_out[key] = self._lay_out(*key)
+        laid = self._laid_out[key]
+        if not isa:
+            return laid.sizes
+        repacked = sum(n for (kind, shape), n in laid.packable.items() if mix.repacked(kind, shape, isa))
+        return laid.sizes._replace(repack_bytes=repacked)
 
-    def _gguf(self, halves: Halves, quant: str, isa: frozenset[str], imatrix: bool | None) -> Sizes:
+    def _lay_out(self, halves: Halves, quant: str, imatrix: bool) -> _Layout:
         spec, gqa = self.spec, self.gqa
         arch = self.family.GGUF_ARCH if self.family else spec.model_type
         if any(None in pair for pair in halves):
@@ -115,37 +141,28 @@ class Shapes:
         tied = spec.tied_embeddings and not doubled
         n = len(halves)
         wide70 = n == 80 and (arch in ("qwen2", "deci") or (arch == "llama" and spec.n_heads != spec.n_kv_heads))
-        with_matrix = quant in mix.NEED_IMATRIX if imatrix is None else imatrix
-        facts = mix.Facts(gqa, tied, wide70, with_matrix)
-        by_place = bool(mix.placed(quant, with_matrix))
-        n_v, i_v = sum(a is not None for a, _ in halves), 0
-        total = repack = table = 0
+        facts = mix.Facts(gqa, tied, wide70, imatrix)
+        n_attn = sum(a is not None for a, _ in halves)
+        attn = Counter(zip((a for a, _ in halves if a is not None), mix.alike(n_attn), strict=True))
+        ffn = Counter((f, i) for (_, f), i in zip(halves, mix.alike(n), strict=True) if f is not None)
+        total = table = 0
         matrices: list[Matrices] = []
-        used: dict[int, list] = {}  # a part and how often it occurs; parts are kept, so that ids stay
-        alike = (
-            {}
-            if by_place
-            else {k: self._part(k, quant, 0, 1, facts, isa) for p in set(halves) for k in p if k is not None}
-        )
-        for i, (attn, ffn) in enumerate(halves):
-            for kind, index, of in ((attn, i_v, n_v), (ffn, i, n)):
-                if kind is not None:
-                    part = alike.get(kind) or self._part(kind, quant, index, of, facts, isa)
-                    total, repack = total + part.n_bytes, repack + part.repacked
-                    table += part.table + part.n_tensors * len(str(i))
-                    if id(part) in used:
-                        used[id(part)][1] += 1
-                    else:
-                        used[id(part)] = [part, 1]
-            i_v += attn is not None
-        matrices += [
-            Matrices(w.type, n * w.block_bytes, n * w.block_params) for part, n in used.values() for w in part.matrices
-        ]
-        whole = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
+        packable: Counter[tuple[str, Shape]] = Counter()
+        for places, of in ((attn, n_attn), (ffn, n)):
+            for (kind, index), times in places.items():
+                part = self._part(kind, quant, index, of, facts)
+                total += times * part.n_bytes
+                matrices += (Matrices(w.type, times * w.block_bytes, times * w.block_params) for w in part.matrices)
+                for what, size in part.packable:
+                    packable[what] += times * size
+        for (pair, digits), times in Counter(zip(halves, _digits(n), strict=True)).items():
+            for n_tensors, entry in (self._entries[k] for k in pair if k is not None):
+                table += times * (entry + n_tensors * digits)
+        outside = {k: s for k, s in spec.globals.items() if k != "output.weight" or not spec.tied_embeddings}
         if doubled:
-            whole["output.weight"] = spec.globals["token_embd.weight"]
+            outside["output.weight"] = spec.globals["token_embd.weight"]
         not_streamed = 0
-        for role, shape in whole.items():
+        for role, shape in outside.items():
             kind = mix.global_type(role, shape, quant, tied=tied)
             size = mix.type_bytes(kind, shape)
             total, table = total + _aligned(size), table + _table_entry(role, shape)
@@ -153,10 +170,11 @@ class Shapes:
                 not_streamed = size
             if role == ("token_embd.weight" if tied else "output.weight"):
                 matrices.append(Matrices(kind, 0, 0, size))
-            if role == "output.weight" and mix.repacked(kind, shape, isa):
-                repack += size
+            if role == "output.weight":
+                packable[kind, shape] += size
         header = self._metadata_bytes() + table + (GGUF_PROVENANCE_BYTES if n < spec.n_blocks else 0)
-        return Sizes(_aligned(header) + total, total, total - not_streamed, repack, together(matrices))
+        found = Sizes(_aligned(header) + total, total, total - not_streamed, 0, together(matrices))
+        return _Layout(found, packable)
 
     def _metadata_bytes(self) -> int:
         known = (self.spec.tokenizer_bytes or {}).get("gguf")
@@ -177,38 +195,44 @@ class Shapes:
                 attn = self._kind(SubLayerSpec(tensors=_fused(dict(self.tensors[attn]))))
         return attn, ffn
 
-    def _part(self, kind: int, quant: str, index: int, of: int, facts: mix.Facts, isa: frozenset[str]) -> _Part:
+    def _part(self, kind: int, quant: str, index: int, of: int, facts: mix.Facts) -> _Part:
         """A sub-layer at a place in the file."""
         tensors = self.tensors[kind]
         # only the types of a few tensors depend on the place, so those are what is remembered
-        key = (kind, quant, facts, isa)
+        key = (kind, quant, facts)
         if key not in self._placed:
             categories = mix.placed(quant, facts.imatrix)
             self._placed[key] = [(r, s) for r, s in tensors if mix.category(r) in categories]
         key += tuple(mix.tensor_type(r, s, quant, index, of, facts) for r, s in self._placed[key])
         if key not in self._parts:
-            n_bytes = repacked = table = 0
-            matrices = []
+            n_bytes = 0
+            matrices, packable = [], []
             for role, shape in tensors:
                 t = mix.tensor_type(role, shape, quant, index, of, facts)
                 size = mix.type_bytes(t, shape)
                 n_bytes += _aligned(size)
-                repacked += size if role.endswith(".weight") and mix.repacked(t, shape, isa) else 0
-                table += _table_entry(f"blk..{role}", shape)
+                if role.endswith(".weight"):
+                    packable.append(((t, shape), size))
                 if len(shape) == 2:
                     matrices.append(Matrices(t, size, math.prod(shape)))
-            self._parts[key] = _Part(n_bytes, repacked, len(tensors), table, together(matrices))
+            self._parts[key] = _Part(n_bytes, together(matrices), tuple(packable))
         return self._parts[key]
 
     # --- ONNX -----------------------------------------------------------------------------------
 
     def onnx(self, blocks: Blocks, quant: str) -> Sizes:
         """The folder that exporters.onnx writes: matrices quantised, everything else float (float16 in fp16)."""
-        key = (self.halves(blocks), quant)
-        if key not in self._sized:
-            *found, matrices = onnx_sizes(self, blocks, quant)
-            self._sized[key] = Sizes(*found, together(Matrices(*w) for w in matrices))
-        return self._sized[key]
+        key = self.listed(blocks).halves, quant
+        if key not in self._onnx:
+            *found, matrices = onnx_sizes(self, *key)
+            self._onnx[key] = Sizes(*found, together(Matrices(*w) for w in matrices))
+        return self._onnx[key]
+
+
+def caches(spec: ModelSpec, blocks: Blocks) -> Caches:
+    """How many blocks keep a cache of so many elements per token over such a window; those without attention none."""
+    kept = (spec.blocks[b.attn] for b in blocks if b.attn is not None)
+    return Counter((b.kv_elements_per_token, b.sliding_window_tokens) for b in kept)
 
 
 def together(matrices: Iterable[Matrices]) -> tuple[Matrices, ...]:
@@ -228,6 +252,11 @@ def _fused(tensors: dict[str, Shape]) -> dict[str, Shape]:
 
 def _aligned(n_bytes: int) -> int:
     return n_bytes + -n_bytes % GGUF_ALIGN
+
+
+@functools.cache
+def _digits(n: int) -> tuple[int, ...]:
+    return tuple(len(str(i)) for i in range(n))
 
 
 def _table_entry(name: str, shape: Shape) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from edgeprune.types import Blocks
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from edgeprune._sizes import Shapes
+    from edgeprune._sizes import Halves, Shapes
 
 ONNX_QUANTS = ("fp32", "fp16", "int8", "int4-mixed", "int4")
 _FLOAT_BYTES = {"fp16": 2}  # of all that is no matrix; 4 in the other quantisations
@@ -30,14 +29,23 @@ _TOKENIZER = 72  # per token, where the model's own files were not read: SmolLM2
 _CONFIGS = 2050  # genai_config.json and SHA256SUMS
 
 
-def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
+class _Half(NamedTuple):
+    """One sub-layer as it is stored."""
+
+    items: tuple[int, ...]  # bytes of its tensors, in the order written
+    n_quantised: int
+    n_nodes: int
+    matrices: tuple[tuple[str, int, int, int], ...]
+
+
+def onnx_sizes(shapes: Shapes, halves: Halves, quant: str) -> tuple:
     """(folder, data file, streamed for each token, rows mapped for lookup, [(type, block bytes, parameters, head bytes)])."""
-    spec, small, cache = shapes.spec, _FLOAT_BYTES.get(quant, 4), shapes.onnx_cache
+    spec, small, n = shapes.spec, _FLOAT_BYTES.get(quant, 4), len(halves)
+    parts, ends = shapes.onnx_parts.setdefault(quant, ({}, {}))
     embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
     head = None if spec.tied_embeddings else head
-    halves = shapes.halves(blocks)
 
-    def place(items: list[int], position: int) -> int:
+    def place(items: Sequence[int], position: int) -> int:
         for n in items:
             position += -position % (_PAGE if n >= _PAGE else _LINE) + n
         return position
@@ -49,24 +57,24 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
     end = place(ropes * (2 * len(windowed) if spec.family == "gemma3" else 2), end)  # Gemma 3 has one per kind of layer
     before_blocks, n_tensors, n_nodes = end, len(table) + 3, _NODES
     n_quantised = int(_bits(quant, "token_embd", 0, 1) is not None)
-    matrices: list[tuple[str, int, int, int]] = []
+    used: Counter[tuple[int, int | None]] = Counter()
     for i, pair in enumerate(halves):
-        for kind in pair:
-            if kind is None:
-                continue
-            down = _bits(quant, "ffn_down", i, len(blocks))
-            key = (kind, quant, down, end % _PAGE)
-            if key not in cache:
-                parts = list(_sub_layer(dict(shapes.tensors[kind]), quant, down, small))
-                items = [n for part in parts for n in part]
-                n_more = sum(len(part) > 1 for part in parts)
-                nodes = _nodes(dict(shapes.tensors[kind]), spec.head_dim)
-                mine = tuple(_matrices(shapes.tensors[kind], quant, down, small))
-                cache[key] = (place(items, end % _PAGE) - end % _PAGE, len(items), nodes, n_more, mine)
-            more, items_, nodes_, quantised_, matrices_ = cache[key]
-            matrices += matrices_
-            end, n_tensors = end + more, n_tensors + items_
-            n_nodes, n_quantised = n_nodes + nodes_, n_quantised + quantised_
+        down = _bits(quant, "ffn_down", i, n)
+        for kind in (k for k in pair if k is not None):
+            at = end % _PAGE
+            key = kind, down
+            if key not in parts:
+                parts[key] = _half(dict(shapes.tensors[kind]), quant, down, small, spec.head_dim)
+            if (key, at) not in ends:
+                ends[key, at] = place(parts[key].items, at) - at
+            end += ends[key, at]
+            used[key] += 1
+    matrices: list[tuple[str, int, int, int]] = []
+    for key, times in used.items():
+        half = parts[key]
+        matrices += ((t, times * n_bytes, times * params, 0) for t, n_bytes, params, _ in half.matrices)
+        n_tensors, n_nodes = n_tensors + times * len(half.items), n_nodes + times * half.n_nodes
+        n_quantised += times * half.n_quantised
     end = place([spec.hidden_size * small], end)
     out = _matrix(head, _bits(quant, "output", 0, 1), small) if head else []
     end = place(out, end)
@@ -80,6 +88,13 @@ def onnx_sizes(shapes: Shapes, blocks: Blocks, quant: str) -> tuple:
     # Rows looked up stay mapped as stored; a tied table's scales are counted with the output matrix packed from it.
     mapped = (sum(table) if out else table[0]) if quant.startswith("int") else 0
     return end + graph + files + _CONFIGS, end, streamed, mapped, matrices
+
+
+def _half(tensors: dict[str, tuple[int, ...]], quant: str, down: int | None, small: int, head_dim: int) -> _Half:
+    stored = list(_sub_layer(dict(tensors), quant, down, small))
+    matrices = tuple(_matrices(tuple(tensors.items()), quant, down, small))
+    quantised = sum(len(part) > 1 for part in stored)
+    return _Half(tuple(n for part in stored for n in part), quantised, _nodes(tensors, head_dim), matrices)
 
 
 def _matrices(

@@ -20,7 +20,7 @@ import math
 from edgeprune import _kv_types
 from edgeprune._prior import Z
 from edgeprune._rates import Rates, best_backend, find
-from edgeprune._sizes import Matrices, Shapes, Sizes, quants, sizes
+from edgeprune._sizes import Caches, Matrices, Shapes, Sizes, caches, quants, sizes
 from edgeprune.errors import UsageError
 from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
@@ -56,21 +56,21 @@ def kv_bytes(
     llama.cpp: cells rounded up to 256; a sliding window needs window + one micro-batch (src/llama-kv-cache-iswa.cpp,
     swa_full off as llama-bench sets it). onnxruntime: one array of the whole context per block, float32 (float16 in fp16).
     """
-    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-    windowed = spec.family not in FULL_CACHE
-    total = 0
-    for b in blocks:
-        if b.attn is None:
-            continue
-        block = spec.blocks[b.attn]
-        if runtime == "llamacpp":
-            cells = _pad(context_tokens)
-            if windowed and block.sliding_window_tokens is not None:
-                cells = min(cells, _pad(block.sliding_window_tokens + min(LLAMACPP_UBATCH, context_tokens)))
-            total += cells * block.kv_elements_per_token
-        else:
-            total += context_tokens * block.kv_elements_per_token
-    return round(total * element)
+    return _cache_bytes(spec, caches(spec, blocks), runtime, _element_bytes(runtime, quant, kv_type), context_tokens)
+
+
+def _cache_bytes(spec: ModelSpec, kept: Caches, runtime: str, element_bytes: float, context_tokens: int) -> int:
+    windowed, total = runtime == "llamacpp" and spec.family not in FULL_CACHE, 0
+    for (elements, window), n in kept.items():
+        cells = _pad(context_tokens) if runtime == "llamacpp" else context_tokens
+        if windowed and window is not None:
+            cells = min(cells, _pad(window + min(LLAMACPP_UBATCH, context_tokens)))
+        total += n * cells * elements
+    return round(total * element_bytes)
+
+
+def _element_bytes(runtime: str, quant: str, kv_type: str | None) -> float:
+    return _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
 
 
 def compute_bytes(
@@ -171,6 +171,7 @@ class Predictor:
         self.shapes = shapes or Shapes(spec)
         self._isa = frozenset((device.isa or "").split()) if (runtime, backend) == ("llamacpp", "cpu") else frozenset()
         self._rates: dict[str, Rates | None] = {}
+        self._compute: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def __call__(
         self, blocks: Blocks, quant: str, context_tokens: int, prompt_tokens: int, kv_type: str | None = None
@@ -178,16 +179,18 @@ class Predictor:
         """Raises UsageError for an unknown quantisation, an unknown mode or a context beyond the model's."""
         spec, runtime = self.spec, self.runtime
         _check_context(spec, context_tokens)
-        size = sizes(self.shapes, blocks, runtime, quant, self._isa)
+        size, kept = sizes(self.shapes, blocks, runtime, quant, self._isa), self.shapes.listed(blocks).caches
         if quant not in self._rates:
             self._rates[quant] = find(self.device, runtime, self.backend, self.mode, quant)
         rates = self._rates[quant]
         weights = weight_bytes(size, runtime, self.backend)
-        kv = kv_bytes(spec, blocks, runtime, quant, context_tokens, kv_type)
-        compute = compute_bytes(spec, runtime, self.backend, context_tokens, prompt_tokens)
-        committed = committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
+        element = _element_bytes(runtime, quant, kv_type)
+        kv = _cache_bytes(spec, kept, runtime, element, context_tokens)
+        compute, committed = self._buffers(context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
-        times = decode_times(spec, blocks, size, quant, runtime, rates, kv_type=kv_type) if rates else NOT_KNOWN
+        times: Times | tuple[None, None, None] = NOT_KNOWN
+        if rates:
+            times = _decode(len(blocks), size, rates, _attention(spec, kept, DECODE_DEPTH_TOKENS, element))
         slow, middle, fast = (None if t is None else 1 / t for t in times)
         ttft = self._ttft(blocks, size, prompt_tokens, rates) if rates else NOT_KNOWN
         return Prediction(
@@ -209,6 +212,13 @@ class Predictor:
             basis=rates.basis if rates else f"no rate known for {runtime} on {self.backend}{self._in_mode()}",
         )
 
+    def _buffers(self, *tokens: int) -> tuple[int, int]:
+        """Resident and committed compute buffers for (context, prompt) tokens, whatever the blocks."""
+        if tokens not in self._compute:
+            resident = compute_bytes(self.spec, self.runtime, self.backend, *tokens)
+            self._compute[tokens] = resident, committed_compute_bytes(self.spec, self.runtime, *tokens)
+        return self._compute[tokens]
+
     def _in_mode(self) -> str:
         return f" in power mode {self.mode}" if self.mode else ""
 
@@ -221,15 +231,19 @@ class Predictor:
             return prefill_times(self.spec, blocks, size.matrices, self.runtime, rates, prompt_tokens)
         if rates.prefill_flops is None or rates.prefill_ends is None:
             return NOT_KNOWN
-        flops = 2 * self.shapes.block_params(blocks) * prompt_tokens + attention_flops(self.spec, blocks, prompt_tokens)
+        listed = self.shapes.listed(blocks)
+        flops = 2 * listed.params * prompt_tokens + _prompt_attention(self.spec, listed.caches.total(), prompt_tokens)
         flops += 2 * self.spec.vocab_size * self.spec.hidden_size
         return flops / rates.prefill_ends[0], flops / rates.prefill_flops, flops / rates.prefill_ends[1]
 
 
 def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> float:
     """Scores and values of a causal prompt: each token with itself and all before it."""
-    heads = 4 * spec.n_heads * spec.head_dim * sum(b.attn is not None for b in blocks)
-    return heads * prompt_tokens * (prompt_tokens + 1) / 2
+    return _prompt_attention(spec, sum(b.attn is not None for b in blocks), prompt_tokens)
+
+
+def _prompt_attention(spec: ModelSpec, n_attention: int, prompt_tokens: int) -> float:
+    return 4 * spec.n_heads * spec.head_dim * n_attention * prompt_tokens * (prompt_tokens + 1) / 2
 
 
 def prefill_times(
@@ -267,9 +281,12 @@ def decode_times(
     kv_type: str | None = None,
 ) -> Times:
     """Seconds per token with `depth_tokens` in the cache, with their 90 % interval."""
-    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-    attention = attention_work(spec, blocks, depth_tokens, element)
-    slow, middle, fast = (_parts(len(blocks), size, rates, k, attention) for k in range(3))
+    element = _element_bytes(runtime, quant, kv_type)
+    return _decode(len(blocks), size, rates, attention_work(spec, blocks, depth_tokens, element))
+
+
+def _decode(n_blocks: int, size: Sizes, rates: Rates, attention: tuple[float, float]) -> Times:
+    slow, middle, fast = (_parts(n_blocks, size, rates, k, attention) for k in range(3))
     return _together(slow, middle, fast, rates.noise)
 
 
@@ -305,10 +322,14 @@ def _parts(n_blocks: int, size: Sizes, rates: Rates, which: int, attention: tupl
 
 def attention_work(spec: ModelSpec, blocks: Blocks, depth_tokens: int, element_bytes: float) -> tuple[float, float]:
     """(bytes of cache read, operations) for one token with `depth_tokens` before it; a window sees no more than itself."""
+    return _attention(spec, caches(spec, blocks), depth_tokens, element_bytes)
+
+
+def _attention(spec: ModelSpec, kept: Caches, depth_tokens: int, element_bytes: float) -> tuple[float, float]:
     elements = flops = 0
-    for block in (spec.blocks[b.attn] for b in blocks if b.attn is not None):
-        seen = min(depth_tokens, block.sliding_window_tokens or depth_tokens)
-        elements += block.kv_elements_per_token * seen
+    for (each, window), n in kept.items():
+        seen = n * min(depth_tokens, window or depth_tokens)
+        elements += each * seen
         flops += 4 * spec.n_heads * spec.head_dim * seen
     return elements * element_bytes, flops
 

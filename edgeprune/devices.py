@@ -65,13 +65,13 @@ def origin(device_id: str) -> str:
     return f"yours, {path}" + (", in place of the shipped one" if (FOLDER / path.name).is_file() else "")
 
 
-def aliases() -> dict[str, str]:
-    """alias -> id, over all profiles; a profile that cannot be read has none."""
+def aliases(wanted: str = "") -> dict[str, str]:
+    """alias -> id, over all profiles, or over those whose text holds `wanted`; a profile that cannot be read has none."""
     found: dict[str, str] = {}
     for device_id, path in sorted(files().items(), key=lambda f: f[1].parent == FOLDER):
         try:
-            own = _document(path).get("aliases", ())
-        except InputRejected:
+            own = _document(path).get("aliases", ()) if wanted in path.read_text(encoding="utf-8") else ()
+        except (InputRejected, OSError, UnicodeDecodeError):
             continue
         for alias in own if isinstance(own, list) else ():
             found.setdefault(str(alias), device_id)
@@ -91,12 +91,16 @@ def load(name_or_path: str | Path) -> DeviceProfile:
     known = files()
     if name in known:
         return _load_listed(known[name], None)
-    others = aliases()
-    base, total = (name, None) if name in others else _split_memory(name)
-    device_id = base if base in known else others.get(base)
+    base, total = (name, None) if name in aliases(name) else _split_memory(name)
+    device_id = base if base in known else aliases(base).get(base)
     if device_id is None or (total is not None and total not in _sizes(_document(known[device_id]))):
-        raise UsageError(_unknown(text, [*known, *others, HOST]))
+        raise UsageError(_unknown(text, [*known, *aliases(), HOST]))
     return _load_listed(known[device_id], total)
+
+
+def load_all() -> list[DeviceProfile]:
+    """Every listed profile, sorted by id; not "host". Raises InputRejected for one that is malformed."""
+    return [_load_listed(path, None) for _, path in sorted(files().items())]
 
 
 def _load_listed(path: Path, total: float | None) -> DeviceProfile:

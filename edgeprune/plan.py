@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from edgeprune._candidates import LADDER, RUNTIMES, Candidate, candidates, unheld
+from edgeprune._candidates import LADDER, RUNTIMES, Candidate, candidates
 from edgeprune._infeasible import explain
 from edgeprune._limits import Limits
 from edgeprune._pareto import front
@@ -20,7 +20,7 @@ from edgeprune.errors import InfeasibleBudget, UsageError, WrongWeights
 from edgeprune.types import Alternative, Budget, DeviceProfile, ModelSpec, Plan, Scores
 from edgeprune.units import show_bytes
 
-__all__ = ["LADDER", "QUANT_KL_PRIOR", "RUNTIMES", "check_scores", "kv_kl", "make_plan", "quant_kl", "unheld"]
+__all__ = ["LADDER", "QUANT_KL_PRIOR", "RUNTIMES", "check_scores", "kv_kl", "make_plan", "quant_kl"]
 
 
 def make_plan(

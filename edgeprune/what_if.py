@@ -80,7 +80,7 @@ def what_if(
         model=spec.name,
         source=source,
         n_blocks=spec.n_blocks,
-        params=spec.params,
+        params=shapes.total,
         device=device.id,
         mode=mode,
         budget=budget,
@@ -88,7 +88,7 @@ def what_if(
         memory_limit_from=limits.memory_from,
         needs=needed,
         best=min(known, key=lambda i: (found[i][1].damage.order, needed[i].blocks_to_remove, i), default=None),
-        basis=Losses(spec).basis,
+        basis=Losses(shapes).basis,
         instead=instead,
     )
 
@@ -104,7 +104,7 @@ def needs(
 def _needs(
     spec: ModelSpec, device: DeviceProfile, budget: Budget, mode: str | None, shapes: Shapes
 ) -> dict[tuple[str, str], tuple[Need, Candidate]]:
-    limits, losses = Limits.of(budget, device), Losses(spec)
+    limits, losses = Limits.of(budget, device), Losses(shapes)
     by_key: dict[tuple[str, str], list[Route]] = {}
     for route in routes(spec, device, budget):
         by_key.setdefault((route.runtime, route.quant), []).append(route)
@@ -161,8 +161,8 @@ def scores_needed(spec: ModelSpec, device: DeviceProfile, budget: Budget, mode: 
 class Losses:
     """Expected losses of one model, by route and number of blocks removed."""
 
-    def __init__(self, spec: ModelSpec):
-        self.n_blocks, self.params = spec.n_blocks, spec.params
+    def __init__(self, shapes: Shapes):
+        self.n_blocks, self.params = shapes.spec.n_blocks, shapes.total
 
     def removal(self, n: int) -> Loss | None:
         return removal_loss(n / self.n_blocks, self.params)
@@ -189,7 +189,7 @@ def _need(
     def candidate(route: Route, n: int) -> Candidate:
         blocks = typical_removal(n_blocks, n)
         prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
-        return Candidate(*route, n, blocks, prediction, losses.of(route, n))
+        return Candidate(*route, n, blocks, 2 * len(blocks), prediction, losses.of(route, n))
 
     whole_one = candidate(types[0], 0)
     smallest = min(types, key=lambda route: ELEMENT_BYTES[route.kv_type])  # what fits with another fits with this

@@ -31,6 +31,7 @@ def document(name: str) -> dict:
 def test_all_surveyed_devices_are_there():
     assert set(REQUIRED) <= set(SHIPPED)
     assert devices.names()[-1] == "host"
+    assert devices.load_all() == [devices.load(name) for name in SHIPPED]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

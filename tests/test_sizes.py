@@ -40,6 +40,18 @@ def test_names_are_those_of_exporter_and_llama_cpp(llama):
     assert set(ONNX_QUANTS) == set(onnx.QUANTS)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 30, 47, 80, 126])
+def test_positions_taken_together_get_one_type(n):
+    """Sizes are counted by the positions that no rule tells apart, so each must get what the first of them gets."""
+    first = mix.alike(n)
+    for quant in GGUF_QUANTS:
+        for imatrix in (False, True):
+            facts = mix.Facts(gqa=1 + 3 * (n % 2), tied=n > 30, wide70=n == 80, imatrix=imatrix)
+            for role in ("attn_v.weight", "ffn_down.weight", "ffn_up.weight", "attn_output.weight"):
+                types = [mix.tensor_type(role, (256, 512), quant, i, n, facts) for i in range(n)]
+                assert types == [types[i] for i in first], (quant, role)
+
+
 # --- GGUF: the type of every tensor ---------------------------------------------------------------
 
 SYNTHETIC = {

@@ -76,4 +76,4 @@ def _profiles(asked: list[str] | None) -> list[Any]:
 
     if asked:
         return list({p.id: p for p in map(device_profile, asked)}.values())
-    return [devices.load(name) for name in devices.names() if name != devices.HOST]
+    return devices.load_all()
