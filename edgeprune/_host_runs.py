@@ -48,6 +48,12 @@ class Runs(NamedTuple):
     memory: dict[str, int]
 
 
+def undisturbed(samples: Sequence[float]) -> float:
+    """The lower quartile. Whatever else runs on a machine only adds time, to some samples more than to others; on an idle
+    one the quartile is the median within a percent or two."""
+    return sorted(samples)[(len(samples) - 1) // 4]
+
+
 def measure(
     jobs: Sequence[Job], repetitions: int, n_threads: int, progress: Progress,
     after_round: Callable[[list[Runs]], None] = lambda found: None,

@@ -52,6 +52,7 @@ class Span(NamedTuple):
 
 
 class Rates(NamedTuple):
+    backend: str
     bandwidth: float  # bytes/s that `efficiency` is a share of
     efficiency: Span
     overhead_us: Span
@@ -125,6 +126,7 @@ def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, qu
     _, overhead, cache_term, attention = known.terms
     prefill = chosen.prefill_rate if chosen else None
     return Rates(
+        backend=backend,
         bandwidth=bandwidth,
         efficiency=efficiency,
         overhead_us=_overhead(chosen, overhead),

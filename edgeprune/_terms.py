@@ -27,7 +27,7 @@ from edgeprune._prior import Prior, Term, Z
 from edgeprune._rates import WEAK, prior
 from edgeprune._sizes import Matrices, Shapes, sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import LLAMACPP_UBATCH, attention_flops, attention_work
+from edgeprune.cost import LLAMACPP_UBATCH, attention_flops, attention_work, cells_waited_for
 from edgeprune.types import Calibration, Figure, ModelSpec
 
 OVERHEAD, CACHE, ATTENTION = "per block", "reading the cache", "attention"
@@ -41,7 +41,7 @@ MIN_FITTED = 8  # rows below which a profile calls its figures a prior (edgeprun
 
 
 class Observation(NamedTuple):
-    """A median time of one model in one state."""
+    """The time of one model in one state."""
 
     model: str  # of one shape at one depth
     spec: ModelSpec
@@ -164,8 +164,9 @@ def _types(rows: Sequence[Observation]) -> list[str]:
 
 def _decode_row(o: Observation, types: list[str]) -> Row:
     amounts = {w.type: w.block_bytes + w.head_bytes for w in o.matrices}
-    element = ELEMENT_BYTES[native(o.runtime, o.quant)]
-    attention = attention_work(o.spec, whole(o.spec.n_blocks), o.tokens, element)
+    kv_type = native(o.runtime, o.quant)
+    cells = cells_waited_for(o.runtime, o.backend, o.tokens, kv_type)
+    attention = attention_work(o.spec, whole(o.spec.n_blocks), cells, ELEMENT_BYTES[kv_type])
     return Row(o.model, (*(amounts.get(t, 0.0) for t in types), o.spec.n_blocks, *attention), o.seconds)
 
 

@@ -19,7 +19,7 @@ from edgeprune import _generated as generated
 from edgeprune import _host, _host_runs, catalog, model
 from edgeprune import _profile_write as profile_write
 from edgeprune._generated import Geometry
-from edgeprune._host_runs import Job, Pass, Runs
+from edgeprune._host_runs import Job, Pass, Runs, undisturbed
 from edgeprune._sizes import Shapes, Sizes, named, sizes
 from edgeprune._terms import Fitted, Observation, fit_all
 from edgeprune.bench import physical_cores
@@ -245,7 +245,7 @@ def _blocks(item: Item, spec: ModelSpec) -> Blocks:
 
 
 def observations(plan: Plan, runs: Sequence[Runs], profile: DeviceProfile) -> list[Observation]:
-    """Medians of the runs beside what each did."""
+    """Times of the runs, as far as nothing else disturbed them, beside what each did."""
     found = []
     for item, r in zip(plan.items, runs, strict=True):
         spec, matrices = _spec(item), _size(item, profile).matrices
@@ -255,9 +255,9 @@ def observations(plan: Plan, runs: Sequence[Runs], profile: DeviceProfile) -> li
             every = tuple(ns / 1e9 for repetition in tokens for ns in repetition)
             if every:
                 depth = p.prompt + (p.gen + 1) // 2
-                found.append(base._replace(tokens=depth, seconds=statistics.median(every), samples=every))
+                found.append(base._replace(tokens=depth, seconds=undisturbed(every), samples=every))
             read = tuple(ns / 1e9 for ns in prefill)
-            found.append(base._replace(what="prefill", tokens=p.prompt, seconds=statistics.median(read), samples=read))
+            found.append(base._replace(what="prefill", tokens=p.prompt, seconds=undisturbed(read), samples=read))
     return found
 
 

@@ -26,9 +26,10 @@ from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
 __all__ = ["Predictor", "best_backend", "compute_bytes", "kv_bytes", "predict", "quants", "runtime_bytes"]
 
-DECODE_DEPTH_TOKENS = 64  # the mean over llama-bench's tg128
+DECODE_DEPTH_TOKENS = 64  # the mean over llama-bench's tg128; no thread waits for another's cells there
 LLAMACPP_CELLS = 256  # n_ctx is rounded up to this
 LLAMACPP_UBATCH = 512
+SPLIT_CELLS = 512  # from so many on, its threads divide the cache for one token
 # Families whose windows llama.cpp does not know or has switched off (src/models/*.cpp: swa_type): a cache of full length.
 FULL_CACHE = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 MIB = 1 << 20
@@ -56,7 +57,8 @@ def kv_bytes(
     llama.cpp: cells rounded up to 256; a sliding window needs window + one micro-batch (src/llama-kv-cache-iswa.cpp,
     swa_full off as llama-bench sets it). onnxruntime: one array of the whole context per block, float32 (float16 in fp16).
     """
-    return _cache_bytes(spec, caches(spec, blocks), runtime, _element_bytes(runtime, quant, kv_type), context_tokens)
+    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
+    return _cache_bytes(spec, caches(spec, blocks), runtime, element, context_tokens)
 
 
 def _cache_bytes(spec: ModelSpec, kept: Caches, runtime: str, element_bytes: float, context_tokens: int) -> int:
@@ -67,10 +69,6 @@ def _cache_bytes(spec: ModelSpec, kept: Caches, runtime: str, element_bytes: flo
             cells = min(cells, _pad(window + min(LLAMACPP_UBATCH, context_tokens)))
         total += n * cells * elements
     return round(total * element_bytes)
-
-
-def _element_bytes(runtime: str, quant: str, kv_type: str | None) -> float:
-    return _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
 
 
 def compute_bytes(
@@ -184,7 +182,7 @@ class Predictor:
             self._rates[quant] = find(self.device, runtime, self.backend, self.mode, quant)
         rates = self._rates[quant]
         weights = weight_bytes(size, runtime, self.backend)
-        element = _element_bytes(runtime, quant, kv_type)
+        element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
         kv = _cache_bytes(spec, kept, runtime, element, context_tokens)
         compute, committed = self._buffers(context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
@@ -281,8 +279,10 @@ def decode_times(
     kv_type: str | None = None,
 ) -> Times:
     """Seconds per token with `depth_tokens` in the cache, with their 90 % interval."""
-    element = _element_bytes(runtime, quant, kv_type)
-    return _decode(len(blocks), size, rates, attention_work(spec, blocks, depth_tokens, element))
+    kv_type = kv_type or _kv_types.native(runtime, quant)
+    cells = cells_waited_for(runtime, rates.backend, depth_tokens, kv_type)
+    work = attention_work(spec, blocks, cells, _kv_types.ELEMENT_BYTES[kv_type])
+    return _decode(len(blocks), size, rates, work)
 
 
 def _decode(n_blocks: int, size: Sizes, rates: Rates, attention: tuple[float, float]) -> Times:
@@ -318,6 +318,20 @@ def _parts(n_blocks: int, size: Sizes, rates: Rates, which: int, attention: tupl
         cache_bytes / rates.cache_bytes_per_s[which],
         flops / rates.attention_flops[which],
     )
+
+
+def cells_waited_for(runtime: str, backend: str, depth_tokens: int, kv_type: str = "f16") -> int:
+    """Tokens of a cache that holds `depth_tokens` which attention takes the time of, for one token.
+
+    From 512 cells on, llama.cpp's CPU backend gives each thread an equal run of a float cache's cells, and of those there
+    are as many as the next multiple of 256 (ggml_compute_forward_flash_attn_ext_f16 in ggml/src/ggml-cpu/ops.cpp,
+    llama_kv_cache::get_n_kv; llama-cpp-python 0.3.36). Cells that hold nothing are skipped, but they are all in the last
+    run, and every thread waits for the first, whose run is full: the time is that of a full cache with two threads or
+    more. On fewer cells threads share the heads.
+    """
+    cells = _pad(depth_tokens)
+    in_runs = (runtime, backend) == ("llamacpp", "cpu") and kv_type in ("f16", "f32") and cells >= SPLIT_CELLS
+    return cells if in_runs else depth_tokens
 
 
 def attention_work(spec: ModelSpec, blocks: Blocks, depth_tokens: int, element_bytes: float) -> tuple[float, float]:

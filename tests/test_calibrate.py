@@ -19,7 +19,7 @@ from edgeprune._sizes import Shapes
 from edgeprune._terms import Observation, fit_all
 from edgeprune.blocks import whole
 from edgeprune.calibrate import NARROW, WIDE
-from edgeprune.cost import attention_flops, decode_times, predict, prefill_times
+from edgeprune.cost import attention_flops, cells_waited_for, decode_times, predict, prefill_times
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.gguf_file import read_header
 from edgeprune.model import inspect
@@ -44,13 +44,18 @@ def rows(noise: float) -> list[Observation]:
             base = Observation(g.name, s, "llamacpp", "cpu", "b1", kind, (w,), "decode", 0, 0.0)
             for depth in (44, 524):
                 t = (w.block_bytes + w.head_bytes) / READ[kind] + g.n_blocks * OVERHEAD
-                t += 4 * g.heads * g.head_dim * g.n_blocks * depth / ATTENTION
+                t += 4 * g.heads * g.head_dim * g.n_blocks * cells(depth) / ATTENTION
                 out.append(base._replace(tokens=depth, seconds=t * rng.gauss(1, noise)))
             for n in (32, 128, 512):
                 t = 2 * w.block_params * n / MULTIPLY[kind] + w.block_bytes / READ[kind] + w.head_bytes / READ[kind]
                 t += g.n_blocks * n * EACH + 2 * g.heads * g.head_dim * g.n_blocks * n * (n + 1) / ATTENTION
                 out.append(base._replace(what="prefill", tokens=n, seconds=t * rng.gauss(1, noise)))
     return out
+
+
+def cells(depth: int) -> int:
+    """From 512 cells on llama.cpp's threads wait for one whose run of them is full."""
+    return cells_waited_for("llamacpp", "cpu", depth)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def test_another_shape_depth_context_and_mix_is_foretold(profile_file):
     assert {w.type for w in size.matrices} == {"Q4_K", "Q6_K"}
     depth, n = 300, 200
     true = sum((w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices)
-    true += 9 * OVERHEAD + 4 * 1024 * 9 * depth / ATTENTION
+    true += 9 * OVERHEAD + 4 * 1024 * 9 * cells(depth) / ATTENTION
     found = decode_times(s, blocks, size, "Q4_K_M", "llamacpp", rates, depth)[1]
     assert found == pytest.approx(true, rel=0.03)
     true = sum(

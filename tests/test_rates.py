@@ -17,7 +17,7 @@ from edgeprune._prior import Term
 from edgeprune._rates import TERMS, WEAK, find, prior
 from edgeprune._sizes import Sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import Predictor, attention_work, decode_times
+from edgeprune.cost import Predictor, attention_work, cells_waited_for, decode_times
 from edgeprune.types import Calibration, Figure
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,23 @@ def test_time_to_first_token_has_an_interval():
     assert p.ttft_low_s < p.ttft_s < p.ttft_high_s
     unknown = Predictor(llama(), devices.load("pixel9"), "llamacpp", "cpu")(whole(32), "Q4_K_M", 2048, 512)
     assert unknown.ttft_s is unknown.ttft_low_s is unknown.ttft_high_s is None
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 8])
+def test_threads_wait_for_the_one_whose_run_of_the_cache_is_full(threads):
+    """llama.cpp's rule played through: positions as threads get them, those not written skipped, the slowest counted."""
+    for depth in (1, 100, 256, 257, 300, 511, 513, 700, 1025, 4000):
+        cells = -(-depth // 256) * 256
+        run = -(-cells // threads)
+        slowest = max(len(range(t * run, min((t + 1) * run, cells, depth))) for t in range(threads))
+        waited = cells_waited_for("llamacpp", "cpu", depth)
+        if cells < 512:
+            assert waited == depth, "threads share heads, evenly"
+        else:
+            assert 0 <= slowest * threads - waited < threads
+    for other in (("llamacpp", "cuda"), ("onnxruntime", "cpu")):
+        assert cells_waited_for(*other, 700) == 700
+    assert cells_waited_for("llamacpp", "cpu", 700, "q8_0") == 700, "only a float cache is cut into runs"
 
 
 def test_a_window_bounds_attention():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -217,21 +216,32 @@ def compare(
     shared = {"model": case.name, "runtime": runtime, "quant": quant, "build": r.build}
     rows = []
 
-    def add(what: str, tokens: int, predicted: float, measured: float) -> None:
-        rows.append(shared | {"what": what, "tokens": tokens, "predicted": predicted, "measured": measured})
+    def add(what: str, tokens: int, predicted: float, measured: float, apart: float | None = None) -> None:
+        told = {"what": what, "tokens": tokens, "predicted": predicted, "measured": measured, "halves_apart": apart}
+        rows.append(shared | told)
 
     for p, prefill, tokens in zip(passes, r.prefill_ns, r.token_ns, strict=True):
-        every = [ns for repetition in tokens for ns in repetition]
         depth = p.prompt + (p.gen + 1) // 2
         s = decode_times(spec, blocks, size, quant, runtime, rates, depth)[1]
-        add("decode", depth, s, statistics.median(every) / 1e9)
+        add("decode", depth, s, *_measured(tokens))
         s = prefill_times(spec, blocks, size.matrices, runtime, rates, p.prompt)[1]
-        add("prefill", p.prompt, s, statistics.median(prefill) / 1e9)
+        add("prefill", p.prompt, s, *_measured([[ns] for ns in prefill]))
     context, prompt = max(p.prompt + p.gen for p in passes), max(p.prompt for p in passes)
     foretold = Predictor(spec, device, runtime, r.backend)(blocks, quant, context, prompt)
     add("memory", context, foretold.memory_bytes, r.memory["peak"] - r.memory["before"])
     add("file", 0, foretold.file_bytes, file_bytes)
     return rows
+
+
+def _measured(repetitions: list[list[int]]) -> tuple[float, float | None]:
+    """(seconds, by what share two halves of the repetitions differ, first, third, … against second, fourth, …)."""
+
+    def seconds(some: list[list[int]]) -> float:
+        return _host_runs.undisturbed([ns for repetition in some for ns in repetition]) / 1e9
+
+    if len(repetitions) < 2:
+        return seconds(repetitions), None
+    return seconds(repetitions), abs(seconds(repetitions[::2]) / seconds(repetitions[1::2]) - 1)
 
 
 def _size(case: Case, device: DeviceProfile) -> Sizes:

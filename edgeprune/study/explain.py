@@ -19,7 +19,7 @@ from edgeprune._rates import Rates, Span, find
 from edgeprune._sizes import Shapes, Sizes, sizes
 from edgeprune._terms import Observation, fit_all
 from edgeprune.blocks import whole
-from edgeprune.cost import attention_work
+from edgeprune.cost import attention_work, cells_waited_for
 from edgeprune.study.measure import Sample
 from edgeprune.study.record import Cell, Interval
 from edgeprune.types import DeviceProfile, ModelSpec
@@ -45,8 +45,9 @@ def token(spec: ModelSpec, runtime: str, quant: str, rates: Rates, context: int)
     """One token after `context`. Raises UsageError for an unknown quantisation."""
     size = sizes(Shapes(spec), whole(spec.n_blocks), runtime, quant)
     plain = plain_bytes(spec, quant) if runtime == "llamacpp" else _bytes(size)
-    element = _kv_types.ELEMENT_BYTES[_kv_types.native(runtime, quant)]
-    cache, flops = attention_work(spec, whole(spec.n_blocks), context, element)
+    kv_type = _kv_types.native(runtime, quant)
+    cells = cells_waited_for(runtime, rates.backend, context, kv_type)
+    cache, flops = attention_work(spec, whole(spec.n_blocks), cells, _kv_types.ELEMENT_BYTES[kv_type])
     terms: dict[str, tuple[float, float, float]] = {}
     parts = dict.fromkeys(PARTS[:-1], 0.0)
     for kind, n_bytes in _bytes(size).items():
