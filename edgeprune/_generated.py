@@ -119,7 +119,7 @@ def pure_size(g: Geometry, kind: str, isa: frozenset[str]) -> Sizes:
     matrices, head = [s for s in block_shapes(g).values() if len(s) == 2], (g.vocab, g.hidden)
     n_bytes = g.n_blocks * sum(type_bytes(kind, s) for s in matrices)
     params = g.n_blocks * sum(math.prod(s) for s in matrices)
-    only = Matrices(kind, n_bytes, params, type_bytes(kind, head))
+    only = Matrices(kind, n_bytes, params, type_bytes(kind, head), g.n_blocks * sum(map(sum, matrices)))
     total = n_bytes + only.head_bytes * (1 if g.tied else 2) + 4 * g.hidden * (2 * g.n_blocks + 1)
     packed = g.n_blocks * sum(type_bytes(kind, s) for s in matrices if repacked(kind, s, isa))
     packed += only.head_bytes if repacked(kind, head, isa) else 0

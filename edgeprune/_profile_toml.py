@@ -36,7 +36,7 @@ RATES = {
     "attention_rate": "flop/s",
     "cache_rate": "bytes/s",
     "prefill_rate": "flop/s",
-    "prefill_overhead": "us",
+    "prefill_activation_rate": "bytes/s",
     "prefill_attention_rate": "flop/s",
     "runtime_memory": "bytes",
     "error": "ratio",

@@ -66,7 +66,7 @@ class Rates(NamedTuple):
     weights: dict[str, Span] = {}  # tensor type -> bytes/s, where it was measured: instead of efficiency · bandwidth
     prefill: dict[str, Span] = {}  # tensor type -> flop/s, instead of prefill_flops
     prefill_weights: dict[str, Span] = {}  # tensor type -> bytes/s, once for every micro-batch of a prompt
-    prefill_overhead_us: Span | None = None  # per block and token
+    prefill_activations: Span | None = None  # bytes/s of float32 activations into and out of matrices
     prefill_attention: Span | None = None  # flop/s
 
     def weight_rate(self, kind: str, which: int) -> float:
@@ -140,7 +140,9 @@ def find(device: DeviceProfile, runtime: str, backend: str, mode: str | None, qu
         weights={k: _span(f) for k, f in chosen.weight_rates.items()} if chosen else {},
         prefill={k: _span(f) for k, f in chosen.prefill_rates.items()} if chosen else {},
         prefill_weights={k: _span(f) for k, f in chosen.prefill_weight_rates.items()} if chosen else {},
-        prefill_overhead_us=_cost(chosen.prefill_overhead) if chosen and chosen.prefill_overhead else None,
+        prefill_activations=_span(chosen.prefill_activation_rate)
+        if chosen and chosen.prefill_activation_rate
+        else None,
         prefill_attention=_span(chosen.prefill_attention_rate) if chosen and chosen.prefill_attention_rate else None,
     )
 
@@ -219,11 +221,6 @@ def _rate(figure: Figure | None, term: Term, scale: float) -> Span:
 def _span(figure: Figure) -> Span:
     """A rate: low is slow."""
     return Span(figure.low or figure.value, figure.value, figure.high or figure.value)
-
-
-def _cost(figure: Figure) -> Span:
-    """A time: high is slow."""
-    return Span(figure.high or figure.value, figure.value, figure.value if figure.low is None else figure.low)
 
 
 def _overhead(chosen: Calibration | None, term: Term) -> Span:

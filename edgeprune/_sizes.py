@@ -35,6 +35,7 @@ class Matrices(NamedTuple):
     block_bytes: int
     block_params: int
     head_bytes: int = 0  # the output matrix, read once for a prompt as for a token
+    block_values: int = 0  # what a token takes into and gets out of the blocks' matrices: their columns and rows
 
 
 class Sizes(NamedTuple):
@@ -152,7 +153,7 @@ class Shapes:
             for (kind, index), times in places.items():
                 part = self._part(kind, quant, index, of, facts)
                 total += times * part.n_bytes
-                matrices += (Matrices(w.type, times * w.block_bytes, times * w.block_params) for w in part.matrices)
+                matrices += (Matrices(w.type, *(times * amount for amount in w[1:])) for w in part.matrices)
                 for what, size in part.packable:
                     packable[what] += times * size
         for (pair, digits), times in Counter(zip(halves, _digits(n), strict=True)).items():
@@ -214,7 +215,7 @@ class Shapes:
                 if role.endswith(".weight"):
                     packable.append(((t, shape), size))
                 if len(shape) == 2:
-                    matrices.append(Matrices(t, size, math.prod(shape)))
+                    matrices.append(Matrices(t, size, math.prod(shape), 0, sum(shape)))
             self._parts[key] = _Part(n_bytes, together(matrices), tuple(packable))
         return self._parts[key]
 

@@ -35,11 +35,11 @@ class _Half(NamedTuple):
     items: tuple[int, ...]  # bytes of its tensors, in the order written
     n_quantised: int
     n_nodes: int
-    matrices: tuple[tuple[str, int, int, int], ...]
+    matrices: tuple[tuple, ...]
 
 
 def onnx_sizes(shapes: Shapes, halves: Halves, quant: str) -> tuple:
-    """(folder, data file, streamed for each token, rows mapped for lookup, [(type, block bytes, parameters, head bytes)])."""
+    """(folder, data file, streamed for each token, rows mapped for lookup, matrices as _sizes.Matrices)."""
     spec, small, n = shapes.spec, _FLOAT_BYTES.get(quant, 4), len(halves)
     parts, ends = shapes.onnx_parts.setdefault(quant, ({}, {}))
     embed, head = spec.globals["token_embd.weight"], spec.globals.get("output.weight")
@@ -69,10 +69,10 @@ def onnx_sizes(shapes: Shapes, halves: Halves, quant: str) -> tuple:
                 ends[key, at] = place(parts[key].items, at) - at
             end += ends[key, at]
             used[key] += 1
-    matrices: list[tuple[str, int, int, int]] = []
+    matrices: list[tuple] = []
     for key, times in used.items():
         half = parts[key]
-        matrices += ((t, times * n_bytes, times * params, 0) for t, n_bytes, params, _ in half.matrices)
+        matrices += ((kind, *(times * amount for amount in amounts)) for kind, *amounts in half.matrices)
         n_tensors, n_nodes = n_tensors + times * len(half.items), n_nodes + times * half.n_nodes
         n_quantised += times * half.n_quantised
     end = place([spec.hidden_size * small], end)
@@ -84,7 +84,7 @@ def onnx_sizes(shapes: Shapes, halves: Halves, quant: str) -> tuple:
     files = _TOKENIZER * spec.vocab_size if known is None else known
     streamed = end - before_blocks + (0 if out else sum(table))
     head_bits = _bits(quant, "output" if out else "token_embd", 0, 1)
-    matrices.append((_type(head_bits, small), 0, 0, sum(out or table)))
+    matrices.append((_type(head_bits, small), 0, 0, sum(out or table), 0))
     # Rows looked up stay mapped as stored; a tied table's scales are counted with the output matrix packed from it.
     mapped = (sum(table) if out else table[0]) if quant.startswith("int") else 0
     return end + graph + files + _CONFIGS, end, streamed, mapped, matrices
@@ -99,12 +99,12 @@ def _half(tensors: dict[str, tuple[int, ...]], quant: str, down: int | None, sma
 
 def _matrices(
     tensors: tuple[tuple[str, tuple[int, ...]], ...], quant: str, down: int | None, small: int
-) -> Iterator[tuple[str, int, int, int]]:
+) -> Iterator[tuple]:
     for name, shape in tensors:
         if len(shape) == 2:
             role = name.removesuffix(".weight")
             bits = down if role == "ffn_down" else _bits(quant, role, 0, 1)
-            yield _type(bits, small), sum(_matrix(shape, bits, small)), math.prod(shape), 0
+            yield _type(bits, small), sum(_matrix(shape, bits, small)), math.prod(shape), 0, sum(shape)
 
 
 def _type(bits: int | None, small: int) -> str:

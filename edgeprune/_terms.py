@@ -3,7 +3,8 @@
     decode   seconds per token  = Σ_types bytes / weight_rate + n_blocks · overhead + cache's bytes / cache_rate
                                   + attention's work / attention_rate
     prefill  seconds of a prompt = Σ_types (flops / prefill_rate + micro-batches · bytes / prefill_weight_rate)
-                                   + blocks · tokens · overhead + attention's work / prefill_attention_rate + head
+                                   + activations' bytes / prefill_activation_rate
+                                   + attention's work / prefill_attention_rate + head
 
 Every tensor type has a rate of its own: a file quantisation mixes types (Q4_K_M holds Q4_K and Q6_K), and kernels differ
 by more than their bytes. So quantisations that were never run are foretold from the types that they are made of. What
@@ -27,15 +28,16 @@ from edgeprune._prior import Prior, Term, Z
 from edgeprune._rates import WEAK, prior
 from edgeprune._sizes import Matrices, Shapes, sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import LLAMACPP_UBATCH, attention_flops, attention_work, cells_waited_for
+from edgeprune.cost import ACTIVATION_BYTES, LLAMACPP_UBATCH, attention_work, cells_waited_for, prompt_pairs
 from edgeprune.types import Calibration, Figure, ModelSpec
 
-OVERHEAD, CACHE, ATTENTION = "per block", "reading the cache", "attention"
+OVERHEAD, CACHE, ATTENTION, ACTIVATIONS = "per block", "reading the cache", "attention", "activations"
 NOISE = 0.02  # of one timed median about the formula, before any is known
 WIDE = 1.2  # a prior's spread as a logarithm: a factor of 7 either way
 NEAR = 0.7
 PREFILL_FLOPS = 1e11  # where nothing else says more
-HEAD_SHARE = 0.9  # most of a prompt's time that is believed to be the output matrix's
+PREFILL_ACTIVATIONS = 0.05  # of the bandwidth, likewise
+HEAD_SHARE = 0.9  # most of a prompt's time that is believed to be known from decode
 MACHINES = 0.1  # spread between two machines, or builds of a runtime, that one profile describes
 MIN_FITTED = 8  # rows below which a profile calls its figures a prior (edgeprune._profile_toml)
 
@@ -131,13 +133,12 @@ def _fit_one(
         unclear += _unclear("decode", result)
     if prefill:
         types = _types(prefill)
-        net = [o._replace(seconds=_without_head(o, speeds)) for o in prefill]
+        net = [o._replace(seconds=_without_known(o, speeds, found)) for o in prefill]
         result = fit([_prefill_row(o, types) for o in net], _prefill_prior(net, types, speeds, found, bandwidth))
         terms = {t.name: t for t in result.terms}
         found["prefill_rates"] = {t: rate(terms[t], "flop/s") for t in types}
         found["prefill_weight_rates"] = {t: rate(terms[f"{t} once"], "bytes/s") for t in types}
-        overhead = terms[OVERHEAD]
-        found["prefill_overhead"] = figure(overhead.value * 1e6, overhead.low * 1e6, overhead.high * 1e6, "us")
+        found["prefill_activation_rate"] = rate(terms[ACTIVATIONS], "bytes/s")
         found["prefill_rate"] = _prefill_rate(found["prefill_rates"], figure)
         found["prefill_attention_rate"] = rate(terms[ATTENTION], "flop/s")
         for o, n in zip(prefill, net, strict=True):
@@ -174,15 +175,25 @@ def _prefill_row(o: Observation, types: list[str]) -> Row:
     batches = -(-o.tokens // LLAMACPP_UBATCH) if o.runtime == "llamacpp" else 1
     flops = {w.type: 2.0 * w.block_params * o.tokens for w in o.matrices}
     once = {w.type: batches * w.block_bytes for w in o.matrices}
-    attention = attention_flops(o.spec, whole(o.spec.n_blocks), o.tokens)
+    activations = ACTIVATION_BYTES * o.tokens * sum(w.block_values for w in o.matrices)
+    attention = prompt_pairs(o.runtime, o.backend, o.tokens)[0] * _pair(o)[1]
     amounts = (*(flops.get(t, 0.0) for t in types), *(once.get(t, 0.0) for t in types))
-    return Row(o.model, (*amounts, o.spec.n_blocks * o.tokens, attention), o.seconds)
+    return Row(o.model, (*amounts, activations, attention), o.seconds)
 
 
-def _without_head(o: Observation, speeds: dict[str, float]) -> float:
-    """The output matrix is read once for a whole prompt, at the speed of decode."""
-    head = sum(w.head_bytes / speeds[w.type] for w in o.matrices if w.type in speeds)
-    return o.seconds - min(head, HEAD_SHARE * o.seconds)
+def _pair(o: Observation) -> tuple[float, float]:
+    """(bytes of cache, operations) of one query and one key in every head."""
+    return attention_work(o.spec, whole(o.spec.n_blocks), 1, ELEMENT_BYTES[native(o.runtime, o.quant)])
+
+
+def _without_known(o: Observation, speeds: dict[str, float], found: dict[str, Any]) -> float:
+    """Less what decode has told: the output matrix, read once for a whole prompt, and queries taken one by one."""
+    known = sum(w.head_bytes / speeds[w.type] for w in o.matrices if w.type in speeds)
+    single = prompt_pairs(o.runtime, o.backend, o.tokens)[1]
+    if single and speeds:
+        cache, flops = _pair(o)
+        known += single * (cache / found["cache_rate"].value + flops / found["attention_rate"].value)
+    return o.seconds - min(known, HEAD_SHARE * o.seconds)
 
 
 def _decode_prior(types: list[str], backend: str, bandwidth: float, known: Calibration | None) -> Prior:
@@ -244,8 +255,8 @@ def _prefill_prior(
         ]
         terms.append(Term(t, statistics.median(shares or [1 / PREFILL_FLOPS]), WIDE))
     terms += [Term(f"{t} once", 1 / speeds.get(t, 0.5 * bandwidth), NEAR) for t in types]
-    overhead, attention = found.get("overhead_per_block"), found.get("attention_rate")
-    terms.append(Term(OVERHEAD, 0.2e-6 * overhead.value if overhead else 5e-6, WIDE))
+    attention = found.get("attention_rate")
+    terms.append(Term(ACTIVATIONS, 1 / (PREFILL_ACTIVATIONS * bandwidth), WIDE))
     terms.append(Term(ATTENTION, 0.5 / attention.value if attention else 1 / PREFILL_FLOPS, WIDE))
     return Prior(tuple(terms), NOISE)
 

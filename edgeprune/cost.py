@@ -7,10 +7,7 @@ Decode of one token at batch 1, with `depth` tokens in the cache:
 the last two for attention over `depth`: devices differ in whether reading the cache or the arithmetic binds.
 
 Removing blocks saves in all three terms, quantising only in the first. Terms and their intervals come from
-edgeprune._rates, sizes from edgeprune._sizes.
-
-Memory is what the model adds to a process, as edgeprune.bench measures it: resident weights, KV cache of the
-whole context, compute buffers, and the runtime's own structures.
+edgeprune._rates, sizes from edgeprune._sizes, memory from edgeprune._memory.
 """
 
 from __future__ import annotations
@@ -18,139 +15,36 @@ from __future__ import annotations
 import math
 
 from edgeprune import _kv_types
+from edgeprune._memory import (
+    LLAMACPP_CELLS,
+    LLAMACPP_UBATCH,
+    MIB,
+    cache_bytes,
+    committed_compute_bytes,
+    compute_bytes,
+    kv_bytes,
+    padded,
+    runtime_bytes,
+    weight_bytes,
+)
 from edgeprune._prior import Z
 from edgeprune._rates import Rates, best_backend, find
 from edgeprune._sizes import Caches, Matrices, Shapes, Sizes, caches, quants, sizes
 from edgeprune.errors import UsageError
 from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
-__all__ = ["Predictor", "best_backend", "compute_bytes", "kv_bytes", "predict", "quants", "runtime_bytes"]
+__all__ = [
+    "LLAMACPP_CELLS", "LLAMACPP_UBATCH", "MIB", "Predictor", "best_backend", "compute_bytes", "kv_bytes", "predict", "quants",
+    "runtime_bytes", "weight_bytes",
+]  # fmt: skip
 
 DECODE_DEPTH_TOKENS = 64  # the mean over llama-bench's tg128; no thread waits for another's cells there
-LLAMACPP_CELLS = 256  # n_ctx is rounded up to this
-LLAMACPP_UBATCH = 512
+TILE = 64  # queries, and keys, that its attention multiplies at once
+ACTIVATION_BYTES = 4
 SPLIT_CELLS = 512  # from so many on, its threads divide the cache for one token
-# Families whose windows llama.cpp does not know or has switched off (src/models/*.cpp: swa_type): a cache of full length.
-FULL_CACHE = frozenset({"mistral", "phi3", "qwen2", "qwen3", "smollm3"})
-MIB = 1 << 20
 
 Times = tuple[float, float, float]  # seconds: slow end of the 90 % interval, middle, fast end
 NOT_KNOWN = (None, None, None)
-
-# llama.cpp: process growth beside weights, cache and compute buffers, of llama-cpp-python 0.3.36 on generated models of
-# 1k to 131k tokens and 2 to 32 blocks, each beside its load without allocation. A vocabulary with merges (byte-level
-# BPE) takes 280 bytes a token, one with scores (SentencePiece) 160: the latter is gemma-3-270m's 45 MiB.
-LLAMACPP_BASE_BYTES = 6 * MIB
-LLAMACPP_BLOCK_BYTES = 75_000
-LLAMACPP_VOCAB_BYTES = {"merges": 280, "scores": 160}
-MERGES_FROM = 25  # bytes of GGUF metadata per token: 36 with merges (SmolLM2), 22 with scores (Gemma 3)
-# onnxruntime 1.31.1, the same way: libraries and session, in which blocks do not show; the tokenizers library's tables.
-ONNX_BASE_BYTES = 19_000_000
-ONNX_VOCAB_BYTES = 293
-
-
-def kv_bytes(
-    spec: ModelSpec, blocks: Blocks, runtime: str, quant: str, context_tokens: int, kv_type: str | None = None
-) -> int:
-    """Bytes of the KV cache. Blocks without attention have none. `kv_type` None: what the runtime takes unasked.
-
-    llama.cpp: cells rounded up to 256; a sliding window needs window + one micro-batch (src/llama-kv-cache-iswa.cpp,
-    swa_full off as llama-bench sets it). onnxruntime: one array of the whole context per block, float32 (float16 in fp16).
-    """
-    element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-    return _cache_bytes(spec, caches(spec, blocks), runtime, element, context_tokens)
-
-
-def _cache_bytes(spec: ModelSpec, kept: Caches, runtime: str, element_bytes: float, context_tokens: int) -> int:
-    windowed, total = runtime == "llamacpp" and spec.family not in FULL_CACHE, 0
-    for (elements, window), n in kept.items():
-        cells = _pad(context_tokens) if runtime == "llamacpp" else context_tokens
-        if windowed and window is not None:
-            cells = min(cells, _pad(window + min(LLAMACPP_UBATCH, context_tokens)))
-        total += n * cells * elements
-    return round(total * element_bytes)
-
-
-def compute_bytes(
-    spec: ModelSpec,
-    runtime: str,
-    backend: str,
-    context_tokens: int,
-    prompt_tokens: int,
-) -> int:
-    """Bytes of activations while the prompt is read, plus the output logits: what becomes resident.
-
-    Depth does not matter: buffers are reused from block to block.
-
-    llama.cpp, n_ubatch 512: 4·(3·ff + q + 3·d) per token and a float16 mask of context × micro-batch; read off its
-    allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. A GPU holds what is
-    committed. onnxruntime: its planner keeps a buffer for each output of a block, for which the next block's are
-    waiting, and its arena hardly fills gaps: ONNX_FLOATS per prompt token; attention is in tiles, without a matrix of
-    scores. Fitted to what eleven models of eight shapes grew by at 64, 256 and 700 tokens.
-    """
-    if runtime == "llamacpp" and backend != "cpu":
-        return committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
-    logits = spec.vocab_size * 4
-    if runtime == "llamacpp":
-        tokens = min(LLAMACPP_UBATCH, context_tokens)
-        return _activations(spec, tokens) + 2 * tokens * _pad(context_tokens) + logits
-    tokens = min(prompt_tokens, context_tokens)
-    widths = {"q": spec.n_heads * spec.head_dim, "kv": spec.n_kv_heads * spec.head_dim, "ffn": spec.intermediate_size}
-    return round(4 * tokens * sum(ONNX_FLOATS[k] * n for k, n in widths.items())) + logits
-
-
-def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, prompt_tokens: int) -> int:
-    """Bytes reserved for the same, written to or not: llama.cpp reserves logits of every token of a micro-batch."""
-    if runtime != "llamacpp":
-        return compute_bytes(spec, runtime, "cpu", context_tokens, prompt_tokens)
-    tokens = min(LLAMACPP_UBATCH, context_tokens)
-    every_logit = 4 * tokens * (spec.vocab_size + 2 * spec.hidden_size)
-    return max(_activations(spec, tokens) + 2 * tokens * _pad(context_tokens), every_logit) + spec.vocab_size * 4
-
-
-def _activations(spec: ModelSpec, tokens: int) -> int:
-    d, ff, q, kv = (
-        spec.hidden_size, spec.intermediate_size, spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    )  # fmt: skip
-    return 4 * max(3 * ff + q + 3 * d, 2 * q + 2 * kv + 2 * d) * tokens
-
-
-def vocabulary_bytes(spec: ModelSpec, runtime: str) -> int:
-    """Bytes of the tokens' texts, ids and merges in a runtime's own tables."""
-    if runtime != "llamacpp":
-        return ONNX_VOCAB_BYTES * spec.vocab_size
-    stored = (spec.tokenizer_bytes or {}).get("gguf")
-    kind = "scores" if stored and stored < MERGES_FROM * spec.vocab_size else "merges"
-    return LLAMACPP_VOCAB_BYTES[kind] * spec.vocab_size
-
-
-def runtime_bytes(spec: ModelSpec, runtime: str, n_blocks: int, measured: int | None = None) -> int:
-    """Bytes of the runtime's own structures: session, graph, vocabulary. `measured`: a profile's
-    figure for all but the blocks and the vocabulary."""
-    base, per_block = {
-        "llamacpp": (LLAMACPP_BASE_BYTES, LLAMACPP_BLOCK_BYTES),
-        "onnxruntime": (ONNX_BASE_BYTES, 0),
-    }[runtime]
-    base = base if measured is None else measured
-    return base + n_blocks * per_block + vocabulary_bytes(spec, runtime)
-
-
-def weight_bytes(size: Sizes, runtime: str, backend: str) -> int:
-    """Resident weights. onnxruntime's CPU kernels pack matrices anew (MatMulNBits: data, scales and a sum per block of
-    32, 4 bytes each), read the scales and zero points of the file beside them, and free the rest of it."""
-    stored = size.tensor_bytes
-    if runtime == "onnxruntime" and backend == "cpu":
-        stored = round(
-            sum(ONNX_PACKED[m.type] * m.block_bytes + ONNX_HEAD[m.type] * m.head_bytes for m in size.matrices)
-        )
-    return stored + size.repack_bytes
-
-
-# Resident bytes per stored byte, of the blocks' matrices and of the output matrix. Of integers by their layout, 1.375 for
-# 1.125 bytes a weight and 0.891 for 0.641; of floats measured, where a tied head's table counts as part of it.
-ONNX_PACKED = {"fp32": 1.0, "fp16": 3.0, "int8": 1.375 / 1.125, "int4": 0.890625 / 0.640625}
-ONNX_HEAD = {**ONNX_PACKED, "fp32": 2.0, "fp16": 2.4}
-ONNX_FLOATS = {"q": 6.75, "kv": 6.1, "ffn": 4.35}  # per prompt token and each of a width
 
 
 class Predictor:
@@ -183,7 +77,7 @@ class Predictor:
         rates = self._rates[quant]
         weights = weight_bytes(size, runtime, self.backend)
         element = _kv_types.ELEMENT_BYTES[kv_type or _kv_types.native(runtime, quant)]
-        kv = _cache_bytes(spec, kept, runtime, element, context_tokens)
+        kv = cache_bytes(spec, kept, runtime, element, context_tokens)
         compute, committed = self._buffers(context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
         times: Times | tuple[None, None, None] = NOT_KNOWN
@@ -230,18 +124,30 @@ class Predictor:
         if rates.prefill_flops is None or rates.prefill_ends is None:
             return NOT_KNOWN
         listed = self.shapes.listed(blocks)
-        flops = 2 * listed.params * prompt_tokens + _prompt_attention(self.spec, listed.caches.total(), prompt_tokens)
+        heads = 4 * self.spec.n_heads * self.spec.head_dim * listed.caches.total()
+        flops = 2 * listed.params * prompt_tokens + heads * prompt_tokens * (prompt_tokens + 1) / 2
         flops += 2 * self.spec.vocab_size * self.spec.hidden_size
         return flops / rates.prefill_ends[0], flops / rates.prefill_flops, flops / rates.prefill_ends[1]
 
 
-def attention_flops(spec: ModelSpec, blocks: Blocks, prompt_tokens: int) -> float:
-    """Scores and values of a causal prompt: each token with itself and all before it."""
-    return _prompt_attention(spec, sum(b.attn is not None for b in blocks), prompt_tokens)
+def prompt_pairs(runtime: str, backend: str, prompt_tokens: int) -> tuple[int, int]:
+    """Pairs of a query and a key of a causal prompt: (taken many at once, taken query by query as in decode).
 
-
-def _prompt_attention(spec: ModelSpec, n_attention: int, prompt_tokens: int) -> float:
-    return 4 * spec.n_heads * spec.head_dim * n_attention * prompt_tokens * (prompt_tokens + 1) / 2
+    llama.cpp's CPU backend multiplies tiles of 64 queries × 64 keys, in full where the mask leaves a part of one, and takes
+    fewer queries than that one by one (ggml_compute_forward_flash_attn_ext_f16 in ggml/src/ggml-cpu/ops.cpp, of
+    llama-cpp-python 0.3.36). Elsewhere: each token with itself and all before it.
+    """
+    if (runtime, backend) != ("llamacpp", "cpu"):
+        return prompt_tokens * (prompt_tokens + 1) // 2, 0
+    tiled = single = 0
+    for start in range(0, prompt_tokens, LLAMACPP_UBATCH):
+        end = min(start + LLAMACPP_UBATCH, prompt_tokens)
+        if end - start < TILE:
+            single += sum(range(start + 1, end + 1))
+        else:
+            lasts = (min(query + TILE, end) for query in range(start, end, TILE))
+            tiled += sum(TILE * TILE * -(-last // TILE) for last in lasts)
+    return tiled, single
 
 
 def prefill_times(
@@ -250,19 +156,22 @@ def prefill_times(
     """Seconds to read a prompt where rates are known by tensor type, with their 90 % interval.
 
     Matrices by their operations, and once for each micro-batch by their bytes, which kernels read or unpack before they
-    multiply; what a block does to each token beside matrices; attention; the output matrix once.
+    multiply; activations into and out of them, which kernels convert, sum up and write; attention; the output matrix once.
     """
     batches = -(-prompt_tokens // LLAMACPP_UBATCH) if runtime == "llamacpp" else 1
-    flops = attention_flops(spec, blocks, prompt_tokens)
+    tiled, single = prompt_pairs(runtime, rates.backend, prompt_tokens)
+    cache, flops = attention_work(spec, blocks, 1, _kv_types.ELEMENT_BYTES["f16"])  # of a pair in every head
+    values = sum(w.block_values for w in matrices)
 
     def parts(k: int) -> tuple[float, ...]:
-        once = rates.prefill_weights
+        once, activations, attention = rates.prefill_weights, rates.prefill_activations, rates.prefill_attention
         return (
             *(2 * w.block_params * prompt_tokens / rates.prompt_rate(w.type, k) for w in matrices if w.block_params),
             *(batches * w.block_bytes / once[w.type][k] for w in matrices if w.type in once),
             *(w.head_bytes / rates.weight_rate(w.type, k) for w in matrices),
-            len(blocks) * prompt_tokens * rates.prefill_overhead_us[k] * 1e-6 if rates.prefill_overhead_us else 0.0,
-            flops / rates.prefill_attention[k] if rates.prefill_attention else 0.0,
+            ACTIVATION_BYTES * values * prompt_tokens / activations[k] if activations else 0.0,
+            tiled * flops / attention[k] if attention else 0.0,
+            single * (cache / rates.cache_bytes_per_s[k] + flops / rates.attention_flops[k]),
         )
 
     return _together(parts(0), parts(1), parts(2), rates.noise)
@@ -329,7 +238,7 @@ def cells_waited_for(runtime: str, backend: str, depth_tokens: int, kv_type: str
     run, and every thread waits for the first, whose run is full: the time is that of a full cache with two threads or
     more. On fewer cells threads share the heads.
     """
-    cells = _pad(depth_tokens)
+    cells = padded(depth_tokens)
     in_runs = (runtime, backend) == ("llamacpp", "cpu") and kv_type in ("f16", "f32") and cells >= SPLIT_CELLS
     return cells if in_runs else depth_tokens
 
@@ -369,7 +278,3 @@ def _check_context(spec: ModelSpec, context_tokens: int) -> None:
         raise UsageError(
             f"a context of {context_tokens} tokens was asked; {spec.name} holds 1 to {spec.context_length_tokens}"
         )
-
-
-def _pad(tokens: int) -> int:
-    return -(-tokens // LLAMACPP_CELLS) * LLAMACPP_CELLS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -19,7 +20,7 @@ from edgeprune._sizes import Shapes
 from edgeprune._terms import Observation, fit_all
 from edgeprune.blocks import whole
 from edgeprune.calibrate import NARROW, WIDE
-from edgeprune.cost import attention_flops, cells_waited_for, decode_times, predict, prefill_times
+from edgeprune.cost import cells_waited_for, decode_times, predict, prefill_times, prompt_pairs
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.gguf_file import read_header
 from edgeprune.model import inspect
@@ -30,7 +31,7 @@ TINY = Geometry(hidden=256, ffn=512, heads=4, kv_heads=2, n_blocks=3, vocab=1000
 
 READ = {"Q8_0": 9e9, "Q6_K": 8e9, "Q4_K": 7e9}  # bytes/s
 MULTIPLY = {"Q8_0": 60e9, "Q6_K": 100e9, "Q4_K": 140e9}  # flop/s
-OVERHEAD, ATTENTION, EACH = 120e-6, 3e9, 20e-6
+OVERHEAD, ATTENTION, ACTIVATIONS = 120e-6, 3e9, 3e9
 
 
 def rows(noise: float) -> list[Observation]:
@@ -48,9 +49,32 @@ def rows(noise: float) -> list[Observation]:
                 out.append(base._replace(tokens=depth, seconds=t * rng.gauss(1, noise)))
             for n in (32, 128, 512):
                 t = 2 * w.block_params * n / MULTIPLY[kind] + w.block_bytes / READ[kind] + w.head_bytes / READ[kind]
-                t += g.n_blocks * n * EACH + 2 * g.heads * g.head_dim * g.n_blocks * n * (n + 1) / ATTENTION
+                t += 4 * n * values(g) / ACTIVATIONS + 4 * g.heads * g.head_dim * g.n_blocks * pairs(n) / ATTENTION
                 out.append(base._replace(what="prefill", tokens=n, seconds=t * rng.gauss(1, noise)))
     return out
+
+
+def values(g: Geometry) -> int:
+    """Columns and rows of all blocks' matrices."""
+    d, q, kv = g.hidden, g.heads * g.head_dim, g.kv_heads * g.head_dim
+    return g.n_blocks * (2 * (d + q) + 2 * (d + kv) + 3 * (d + g.ffn))
+
+
+@functools.cache
+def pairs(n: int) -> int:
+    """Queries and keys that llama.cpp multiplies for a prompt in one micro-batch: tiles of 64 × 64 that hold a pair which
+    the mask leaves, in full; of fewer than 64 queries only the pairs themselves."""
+    seen = [(q, k) for q in range(n) for k in range(q + 1)]
+    return len(seen) if n < 64 else 64 * 64 * len({(q // 64, k // 64) for q, k in seen})
+
+
+def test_pairs_of_a_prompt():
+    for n in (1, 63, 64, 65, 96, 300, 512):
+        assert prompt_pairs("llamacpp", "cpu", n) == ((0, pairs(n)) if n < 64 else (pairs(n), 0))
+        assert sum(prompt_pairs("onnxruntime", "cpu", n)) == n * (n + 1) / 2
+    tiled, single = prompt_pairs("llamacpp", "cpu", 530)  # 512, then 18 more that see all before them
+    assert (tiled, single) == (pairs(512), sum(range(513, 531)))
+    assert prompt_pairs("llamacpp", "cpu", 700)[1] == 0
 
 
 def cells(depth: int) -> int:
@@ -96,7 +120,7 @@ def test_another_shape_depth_context_and_mix_is_foretold(profile_file):
     true = sum(
         2 * w.block_params * n / MULTIPLY[w.type] + (w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices
     )
-    true += 9 * n * EACH + attention_flops(s, blocks, n) / ATTENTION
+    true += 4 * n * values(g) / ACTIVATIONS + 4 * 1024 * 9 * pairs(n) / ATTENTION
     assert prefill_times(s, blocks, size.matrices, "llamacpp", rates, n)[1] == pytest.approx(true, rel=0.05)
     p = predict(s, blocks, board, "llamacpp", "cpu", "Q4_K_M", 512, n)
     assert p.basis.startswith("host-calibrated: 30 rows of 2 models")

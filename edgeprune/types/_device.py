@@ -45,7 +45,7 @@ class Calibration(Record):
     weight_rates: dict[str, Figure] = {}  # tensor type -> bytes/s of reading weights of it; before `efficiency`
     prefill_rates: dict[str, Figure] = {}  # tensor type -> flop/s of a prompt's matrices of it; before `prefill_rate`
     prefill_weight_rates: dict[str, Figure] = {}  # tensor type -> bytes/s, once for each micro-batch of a prompt
-    prefill_overhead: Figure | None = None  # us per block and token of a prompt
+    prefill_activation_rate: Figure | None = None  # bytes/s of a prompt's float32 activations into and out of matrices
     prefill_attention_rate: Figure | None = None  # flop/s reached by attention over a prompt
     runtime_memory: Figure | None = None  # bytes of the runtime itself
     n_rows: int
