@@ -1,7 +1,12 @@
-"""Timed runs of many models in turn, for a fit: every model in a fresh process, opened once, its repetitions interleaved.
+"""Models open side by side for timed runs in turn: each in a fresh process, opened once, doing one thing per line it is asked.
 
-One pass empties the cache, reads a prompt (timed as a whole) and generates after it (timed token by token), so a long
-prompt gives the prefill and the decode sample of its depth at once. Tokens are random, as llama-bench's.
+    warm N      backend and build; after N tokens read and two generated, untimed
+    prefill N   ns that an emptied cache takes to read N tokens
+    decode N    ns of each of N tokens generated after what is cached, which is then gone back to
+    memory      bytes: before the model, with it loaded, now, and the most
+
+Tokens are random, as llama-bench's. `measure` runs prompts with generation after them for a fit, so that a long prompt gives
+the prefill and the decode sample of its depth at once.
 """
 
 from __future__ import annotations
@@ -62,64 +67,79 @@ def measure(
     done, total = 0, len(jobs) * (repetitions + 1)
     with ExitStack() as stack:
         children = []
+        found = []
         for job in jobs:
-            request = job._asdict() | {"path": str(job.path), "n_threads": n_threads}
-            child = Child("edgeprune._host_runs", request, job.runtime, f"running {job.name}")
-            children.append(stack.enter_context(child))
-            children[-1].ask("warm up")
+            child = stack.enter_context(opened(job.path, job.runtime, job.context_tokens, n_threads, job.name))
+            warm = child.ask(f"warm {max(p.prompt for p in job.passes)}")
+            found.append(
+                Runs(job.name, warm["backend"], warm["build"], [[] for _ in job.passes], [[] for _ in job.passes], {})
+            )
+            children.append(child)
             done += 1
             progress("opening and warming up", done, total)
-        found = [Runs(job.name, "", "", [[] for _ in job.passes], [[] for _ in job.passes], {}) for job in jobs]
         for k in range(repetitions):
             turn = range(len(jobs))
             for i in turn if k % 2 == 0 else reversed(turn):
-                found[i] = _with(found[i], children[i].ask("repeat"))
+                found[i] = _repeated(found[i], jobs[i].passes, children[i])
                 done += 1
                 progress("measuring, in turns", done, total)
             after_round(found)
         return found
 
 
-def _with(runs: Runs, answer: dict[str, Any]) -> Runs:
+def opened(path: Path, runtime: str, n_ctx: int, n_threads: int, name: str) -> Child:
+    """A model in a process of its own, to be entered and asked."""
+    request = {"path": str(path), "runtime": runtime, "n_ctx": n_ctx, "n_threads": n_threads}
+    return Child("edgeprune._host_runs", request, runtime, f"running {name}")
+
+
+def _repeated(runs: Runs, passes: Sequence[Pass], child: Child) -> Runs:
     """One repetition more."""
-    return runs._replace(
-        backend=answer["backend"],
-        build=answer["build"],
-        prefill_ns=[[*a, b] for a, b in zip(runs.prefill_ns, answer["prefill_ns"], strict=True)],
-        token_ns=[[*a, b] for a, b in zip(runs.token_ns, answer["token_ns"], strict=True)],
-        memory=answer["memory"],
-    )
-
-
-def _timed(session: Any, prompt: int, gen: int, rng: Any) -> tuple[int, list[int]]:
-    """ns of the prompt, and of each token after it."""
-    ids = rng.integers(0, session.n_vocab, prompt + gen).tolist()
-    session.reset()
-    start = time.perf_counter_ns()
-    session.prefill(ids[:prompt])
-    return time.perf_counter_ns() - start, decode_ns(session, ids[prompt:])
+    prefill, tokens = [], []
+    for i, p in enumerate(passes):
+        prefill.append([*runs.prefill_ns[i], child.ask(f"prefill {p.prompt}")["ns"]])
+        tokens.append([*runs.token_ns[i], child.ask(f"decode {p.gen}")["ns"]])
+    return runs._replace(prefill_ns=prefill, token_ns=tokens, memory=child.ask("memory"))
 
 
 def _work(request: dict[str, Any], steps: Iterator[str], answer: Answer) -> None:
     import numpy as np
 
     module = catalog.load("edgeprune.runtimes", request["runtime"])
-    build = module.version()
     rng = np.random.default_rng(0)
     rng.integers(0, 2, 2)  # loaded before the baseline: it is ours, not the model's
-    before = memory_now()["rss"]
-    passes = request["passes"]
-    n_ctx, longest = max(p + g for p, g in passes), max(p for p, _ in passes)
-    session = module.open_session(Path(request["path"]), n_ctx=n_ctx, n_threads=request["n_threads"])
-    loaded = memory_now()["rss"]
+    build, before = module.version(), memory_now()["rss"]
+    session = module.open_session(Path(request["path"]), n_ctx=request["n_ctx"], n_threads=request["n_threads"])
+    loaded, n_cached = memory_now()["rss"], 0
+
+    def tokens(n: int) -> list[int]:
+        return rng.integers(0, session.n_vocab, n).tolist()
+
+    def prefill(n: int) -> int:
+        nonlocal n_cached
+        ids, n_cached = tokens(n), n
+        session.reset()
+        start = time.perf_counter_ns()
+        if n:
+            session.prefill(ids)
+        return time.perf_counter_ns() - start
+
+    def decode(n: int) -> list[int]:
+        found = decode_ns(session, tokens(n))
+        if not session.rewind(n_cached):
+            prefill(n_cached)
+        return found
+
     for step in steps:
-        if step == "warm up":
-            _timed(session, longest, 2, rng)
-            answer()
-            continue
-        prefill, tokens = zip(*(_timed(session, p, g, rng) for p, g in passes), strict=True)
-        memory = memory_now() | {"before": before, "loaded": loaded}
-        answer(backend=session.backend, build=build, prefill_ns=prefill, token_ns=tokens, memory=memory)
+        what, _, n = step.partition(" ")
+        if what == "warm":
+            prefill(int(n))
+            decode(2)
+            answer(backend=session.backend, build=build)
+        elif what == "memory":
+            answer(**memory_now(), before=before, loaded=loaded)
+        else:
+            answer(ns=prefill(int(n)) if what == "prefill" else decode(int(n)))
 
 
 if __name__ == "__main__":

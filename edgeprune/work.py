@@ -38,7 +38,7 @@ class Log:
             self._file = path.open("a+b")
         claim(self._file, path)
         self._file.seek(0)
-        lines, n_bytes = _whole_lines(self._file)
+        lines, n_bytes = whole_lines(self._file)
         if lines[:1] != [key]:
             lines, n_bytes = [], 0
         self._file.truncate(n_bytes)
@@ -75,7 +75,7 @@ class Log:
         self._file.flush()
 
 
-def _whole_lines(file: IO[bytes]) -> tuple[list[Any], int]:
+def whole_lines(file: IO[bytes]) -> tuple[list[Any], int]:
     """The JSON lines from here on, and how many bytes they take; up to one that a kill or a crash cut short."""
     found, n_bytes = [], 0
     for line in file:

@@ -18,7 +18,7 @@ from edgeprune._sizes import Shapes, sizes
 from edgeprune.blocks import whole
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.study import design as designing
-from edgeprune.study import explain, measure, page, project, run, verdict
+from edgeprune.study import explain, kept, measure, page, project, run, verdict
 from edgeprune.study.design import design, shape_of
 from edgeprune.study.record import Interval, Study
 
@@ -65,7 +65,7 @@ def test_odd_widths_fall_back_to_larger_types():
     size = {t.variant.label().split(":")[0]: designing.file_bytes(t.variant, t.runtime, t.quant) / 1e6
             for t in found.tasks if t.quant == "Q4_K_M" and t.variant.ratio == 0.2}  # fmt: skip
     assert size["width in 256s"] == pytest.approx(size["depth"], rel=0.01)
-    assert size["odd width, as published"] / size["depth"] == pytest.approx(794 / 541, rel=0.03)
+    assert size["odd width"] / size["depth"] == pytest.approx(794 / 541, rel=0.03)
 
 
 def test_what_can_not_be_matched_is_said_and_the_rest_goes_on():
@@ -125,16 +125,15 @@ def samples_of(found, rates, slower=1.0, noise=0.004):
 
 
 @pytest.fixture(scope="module")
-def explained():
+def explained(tmp_path_factory):
     from edgeprune._rates import find
 
     found, host = tinyllama(), devices.load("intel-12-13-ddr5")
     rates = find(host, "llamacpp", "cpu", None, "Q4_K_M")
     samples = samples_of(found, rates, slower=1.1)
-    made = run.conclude(
-        found, measure.Protocol(threads=(2,)), samples, ["left out: this"], host=host, profiles=project.chosen(["rpi5-8gb"]),
-        speed_only=True, command="edgeprune study",
-    )  # fmt: skip
+    asked = measure.Protocol(threads=(2,))._asdict() | measure.Limits()._asdict()
+    begun = kept.begin(tmp_path_factory.mktemp("kept"), asked, host, found, {}, {}, "edgeprune study")
+    made = run.conclude(begun, samples, ["left out: this"], profiles=project.chosen(["rpi5-8gb"]))
     return found, samples, made.cells, rates, made
 
 
@@ -196,15 +195,16 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
     text, html = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     for said in (
         "Speed only",
-        "this machine | measured | Q4_0 | 0",
-        "single-board computer: rpi5-8gb | foretold",
+        "| this machine | Q4\\_0 | 0 |",
+        "single-board computer: rpi5-8gb | Q4\\_K\\_M",
         "left out: this",
     ):
         assert said in text, said
     assert "Where depth loses" in text and "heads" in text.split("Where depth loses")[1][:900]
-    for name in ("speed.svg", "time.svg", "predicted.svg", "context.svg", "model.svg", "bandwidth.svg"):
-        assert f"]({name})" in text and (tmp_path / name).read_text().startswith("<svg")
-    assert html.count("<svg") == 6 and html.count("<figure>") == 6
+    drawn = ["speed-Q4_0", "speed-Q4_K_M", "time-0", "time-2048", "predicted", "context-rpi5-8gb", "model", "bandwidth"]
+    for name in drawn:
+        assert f"]({name}.svg)" in text and (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    assert html.count("<svg") == html.count("<figure>") == len(drawn)
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
@@ -270,11 +270,12 @@ def test_a_study_of_a_small_model_goes_on_where_it_stopped(tmp_path):
     for m in found.models:
         assert m.file_bytes == pytest.approx(m.predicted_bytes, rel=0.02) and m.memory_bytes
     text = (out / "report.md").read_text()
-    assert "Speed only" in text and "foretold" in text
+    assert "Speed only" in text and "predicted" in text
     page = (out / "report.html").read_text()
     assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
     lines = (out / "samples.jsonl").read_text().splitlines()
     (out / "samples.jsonl").write_text("\n".join(lines[:9]) + '\n{"variant": "cut sho')
+    (out / "study.json").unlink()
     again = run()
     assert again.returncode == 0 and "going on where it stopped" in again.stderr
     kept = measure.replay([json.loads(x) for x in (out / "samples.jsonl").read_text().splitlines()[1:]])[0]

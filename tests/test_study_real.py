@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from _shapes import make_scores
 
 from edgeprune import devices, model
 from edgeprune.errors import WrongWeights
-from edgeprune.study import measure, real, run
-from edgeprune.work import Log
+from edgeprune.study import judge, kept, measure, real, run
 
 QUANTS = [("llamacpp", "Q8_0")]
 
 
-def prepared(folder, work, methods=("wanda_sp",), ratios=(0.4,)):
+def prepared(folder, work, methods=("wanda_sp",), ratios=(0.4,), roundings=(1,)):
     spec = model.inspect(folder)
-    scores = make_scores(spec, [2, 3, 1])
     host = devices.load("intel-12-13-ddr5")
-    sized = dict(n_windows=2, context_tokens=48)
-    return real.prepare(folder, spec, "tiny", scores, host, ratios, methods, (1,), QUANTS, work, **sized)
+    subject = real.subject(folder, spec, "tiny", n_windows=2, context_tokens=48)
+    scores = make_scores(spec, [2, 3, 1])
+    return real.prepare(subject, scores, host, ratios, methods, roundings, QUANTS, work), subject
 
 
 def test_variants_are_what_their_files_say(tiny_folder, tmp_path):
@@ -41,9 +42,18 @@ def test_a_method_that_can_not_is_left_out_and_the_rest_goes_on(tiny_folder, tmp
     spec = model.inspect(tiny_folder("llama"))
     other = make_scores(spec, [2, 3], fingerprint="0" * 64)
     with pytest.raises(WrongWeights):
-        real.prepare(
-            tiny_folder("llama"), spec, "tiny", other, devices.load("rpi5-8gb"), (0.4,), (), (1,), QUANTS, tmp_path
-        )
+        subject = real.subject(tiny_folder("llama"), spec, "tiny")
+        real.prepare(subject, other, devices.load("rpi5-8gb"), (0.4,), (), (1,), QUANTS, tmp_path)
+
+
+def test_widths_of_each_layer_are_as_published_and_match_too(tiny_folder, tmp_path):
+    d, _ = prepared(tiny_folder("llama"), tmp_path, methods=("taylor", "wanda_sp"), roundings=(0,))
+    by_name = {v.name: v for v in d.variants}
+    uneven = by_name["taylor-3b-layers"]
+    widths = {b.ffn.tensors["ffn_down.weight"][1] for b in uneven.spec.blocks}
+    assert len(widths) > 1 and uneven.params == pytest.approx(by_name["depth-3b"].params, rel=0.01)
+    assert f"{min(widths)}-{max(widths)} channels" in uneven.label()
+    assert any(line.startswith("wanda_sp, 40%") and "as wide as the others" in line for line in d.refused)
 
 
 @pytest.mark.slow
@@ -51,34 +61,33 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
     d, subject = prepared(tiny_folder("llama"), tmp_path)
     out = tmp_path / "study"
     protocol = measure.Protocol(contexts=(0,), n_prompt=8, n_gen=2, repetitions=2)
+    asked = protocol._asdict() | measure.Limits()._asdict()
+    judged = judge.Asked(n_windows=1, context_tokens=64, n_threads=1, healer="refit", heal_windows=6)
 
-    def judge(work):
-        with Log.opened(out / "quality.jsonl", {"a": "test"}) as log:
-            return real.judge(
-                d, subject, work, log, healer=None, n_windows=1, context_tokens=64, n_threads=1, progress=lambda *_: None,
-                say=print,
-            )  # fmt: skip
+    def prepare(begun):
+        who = functools.partial(judge.Judge, subject, judged, progress=lambda *_: None, say=print)
+        return run.Ready(d, real.source(subject), who, subject.plans, subject.widths)
 
-    def study():
+    def study(prepare):
         host = devices.load("intel-12-13-ddr5")
-        return run.study(
-            d,
-            protocol,
-            measure.Limits(),
-            out,
-            source=real.source(subject),
-            host=host,
-            profiles=[],
-            judge=judge,
-            command="test",
-        )
+        return run.study(asked, out, prepare=prepare, host=lambda: host, profiles=[], command="test")
 
-    found = study()
-    assert not found.speed_only and {p.what for p in found.pairs} == {"decode", "prefill"}
-    kl = {q.variant: q.kl for q in found.qualities}
+    found = study(prepare)
+    assert not found.speed_only and {p.what for p in found.pairs} == {"decode", "prefill"} and not found.left_out
+    kl = {q.variant: q.kl for q in found.qualities if not q.healed}
     assert set(kl) == {"whole", "depth-3b", "wanda_sp-3b-1"}
+    assert [q.variant for q in found.qualities if q.healed] == ["depth-3b"]
     assert kl["whole"] < 0.01 < min(kl["depth-3b"], kl["wanda_sp-3b-1"]), "Q8_0 alone hardly differs from torch"
     text = (out / "report.md").read_text()
     assert "What it does to the model" in text and "Speed only" not in text
-    n_lines = len((out / "quality.jsonl").read_text().splitlines())
-    assert study().qualities == found.qualities and len((out / "quality.jsonl").read_text().splitlines()) == n_lines
+    assert not (out / "files").exists()
+    assert kept.read(out).design == d and kept.read(out).widths == subject.widths
+
+    def not_again(begun):
+        raise AssertionError("a finished study is only drawn again")
+
+    assert study(not_again) == found and run.draw(out, []) == found
+    (out / kept.RESULT).unlink()
+    lines = (out / kept.QUALITY).read_text().splitlines()
+    (out / kept.QUALITY).write_text("\n".join(lines[:2]) + "\n")
+    assert {(q.variant, q.healed) for q in study(prepare).qualities} == {(q.variant, q.healed) for q in found.qualities}

@@ -9,6 +9,9 @@ from edgeprune.cli._terminal import say, table
 from edgeprune.report import facts
 from edgeprune.report.beside import LETTERS
 from edgeprune.report.record import Beside, BudgetLine, Report
+from edgeprune.report.text import plain
+from edgeprune.study import tables, words
+from edgeprune.study.record import Study
 from edgeprune.types import Measurement
 from edgeprune.units import show_bytes
 
@@ -72,3 +75,14 @@ def _mb(m: Measurement | None) -> str:
 def _rate(m: Measurement | None) -> str:
     rate = facts.decode_rate(m)
     return "not measured" if rate is None else f"{rate:.1f}"
+
+
+def study(found: Study, folder: Path) -> None:
+    say(words.headline(found))
+    of_pairs = tables.pairs(found)
+    table(None, list(of_pairs.columns), [[plain(cell) for cell in row] for row in of_pairs.rows])
+    for line in (*words.verdicts(found), *words.reasons(found), words.foresight(found)):
+        say(line)
+    if found.speed_only:
+        say("Speed only: random weights of the true shape.")
+    say(f"wrote {folder}/report.html, report.md, study.json; raw samples are in samples.jsonl")

@@ -15,7 +15,9 @@ from edgeprune.errors import UsageError
 
 @verb("edgeprune report demo -o report.html")
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders `edgeprune run` made.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="Folders `edgeprune run` made, or one of `edgeprune study`.")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .html file or a folder. Default: DIR/report.html.")
     ] = None,
@@ -26,7 +28,15 @@ def report(
     from edgeprune import report as single
     from edgeprune.cli import _show_report
     from edgeprune.report import beside
+    from edgeprune.study import kept, project
+    from edgeprune.study import run as running
 
+    if len(folders) == 1 and kept.is_study(folders[0]):
+        if output is not None:
+            raise UsageError(f"{folders[0]} is a study's folder, whose report stands in it; leave -o out")
+        drawn = running.draw(folders[0], project.chosen([]))
+        emit(drawn) if json else _show_report.study(drawn, folders[0])
+        return
     if output is None and len(folders) > 1:
         raise UsageError(f"{len(folders)} runs were named; say with -o where their report is to go")
     if len(folders) > 1:

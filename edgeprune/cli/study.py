@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeprune.cli import _show_report
 from edgeprune.cli._app import command_line, verb
 from edgeprune.cli._options import Force, Json, Window, Windows, _size
-from edgeprune.cli._terminal import emit, note, progress, say, table
+from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.errors import UsageError
 
 
@@ -42,7 +43,7 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="A folder for sampl
 
 
 Methods = Annotated[list[str] | None, typer.Option("--width", metavar="METHOD", help="How widths are chosen, of those `edgeprune prune --width` knows; repeatable. Default: flap.")]  # fmt: skip  # noqa: E501
-Roundings = Annotated[Any, typer.Option("--round", parser=_counts, metavar="N,N,…", help="What widths are multiples of; 1 leaves them as published.")]  # fmt: skip  # noqa: E501
+Roundings = Annotated[Any, typer.Option("--round", parser=_counts, metavar="N,N,…", help="What widths are multiples of; 0: each layer's own, as published.")]  # fmt: skip  # noqa: E501
 Heals = Annotated[
     bool, typer.Option("--heal/--no-heal", help="Also judge the models with fewer blocks healed (refit).")
 ]
@@ -57,7 +58,7 @@ def study(
     contexts: Contexts = "0,2048",
     speed_only: SpeedOnly = False,
     width: Methods = None,
-    round_to: Roundings = "1,32,256",
+    round_to: Roundings = "0,1,32,256",
     scores: Annotated[
         Path | None, typer.Option(help="Removal path, of `edgeprune score`; of the built-in model shipped.")
     ] = None,
@@ -83,92 +84,81 @@ def study(
     """
     import contextlib
 
-    from edgeprune import catalog, folders
-    from edgeprune import model as models
+    from edgeprune import catalog, devices
     from edgeprune.bench import physical_cores
     from edgeprune.cli._models import shape_of
     from edgeprune.cli.plan import _spec_and_scores
     from edgeprune.study import design as designing
-    from edgeprune.study import make, project, real
+    from edgeprune.study import project
     from edgeprune.study import run as running
+    from edgeprune.study.judge import Asked
+    from edgeprune.study.make import generated_source
     from edgeprune.study.measure import Limits, Protocol
-    from edgeprune.work import Log
 
     designing.check_ratios(ratios)
+    designing.check_roundings(round_to)
     methods = list(dict.fromkeys(width or ["flap"]))
     for method in methods:
         catalog.load("edgeprune.widths", method)
-    asked = designing.quants_of(quants or "Q8_0,Q4_K_M,Q4_0")
+    kinds = designing.quants_of(quants or "Q8_0,Q4_K_M,Q4_0")
     profiles = project.chosen(device or [])
     limits = Limits(max_disk, max_memory)
     protocol = Protocol(tuple(sorted(contexts)), n_prompt, n_gen, repetitions, threads or (physical_cores(),))
-    host = running.load_host()
+    asked = {"ratios": ratios, "quants": kinds, "round": round_to} | protocol._asdict() | limits._asdict()
     with contextlib.ExitStack() as stack:
         tick = stack.enter_context(progress())
         if speed_only:
             spec, _ = shape_of(model)
-            designing.check_contexts(contexts, n_gen, spec)
-            plan = designing.design(spec.name, designing.shape_of(spec), ratios, asked)
-            source, judge = make.generated_source(max_disk), None
+            shape = designing.shape_of(spec)
+            asked |= {"model": spec.name, "shape": shape}
+
+            def prepare(_: Any) -> running.Ready:
+                plan = designing.design(spec.name, shape, ratios, kinds, round_to)
+                return running.Ready(plan, generated_source(max_disk))
         else:
-            path = models.resolve(model)
             spec, known = _spec_and_scores(model, scores)
-            designing.check_contexts(contexts, n_gen, spec)
             if known is None:
                 raise UsageError(
                     f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only"
                 )
-            files = output / "files"
-            files.mkdir(parents=True, exist_ok=True)
-            note(f"rating {spec.name} by {', '.join(methods)}, and making each variant once to see its shape")
-            folder = stack.enter_context(folders.as_folder(path))
-            plan, subject = real.prepare(
-                folder,
-                spec,
-                folders.public_name(model),
-                known,
-                host,
-                ratios,
-                methods,
-                round_to,
-                asked,
-                files,
-                progress=tick,
-            )
-            source = real.source(subject)
-            question = running.question(plan, protocol, limits) | {
-                "windows": [windows, window],
-                "text": str(subject.text),
-            }
+            judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None)
+            asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
+            asked |= {"calibration_windows": calibration_windows}
 
-            def judge(files: Path) -> list[Any]:
-                with Log.opened(output / "quality.jsonl", question, note) as log:
-                    return real.judge(
-                        plan, subject, files, log, healer="refit" if heal else None, n_windows=windows,
-                        context_tokens=window, n_threads=protocol.threads[-1], progress=tick, say=note,
-                    )  # fmt: skip
+            def prepare(begun: Any) -> running.Ready:
+                return _real(stack, model, spec, known, begun, output, asked, judged, tick)
 
-        outline = running.outline(plan, protocol, limits, host)
-        note(
-            f"{outline.n_models} models of {spec.name}{'s shape' if speed_only else ''} in {outline.n_groups} groups, side by "
-            f"side: {outline.n_bytes / 1e9:.1f} GB of files, at most {outline.disk_bytes / 1e9:.1f} GB at a time; very roughly "
-            f"{max(1, round(outline.seconds / 60))} min" + ("" if speed_only else " to measure, and as long to judge")
-        )
-        for line in plan.refused:
-            note(line)
+        designing.check_contexts(contexts, n_gen, spec)
         found = running.study(
-            plan, protocol, limits, output, source=source, host=host, profiles=profiles, judge=judge,
+            asked, output, prepare=prepare, host=lambda: devices.load(devices.HOST), profiles=profiles,
             command=command_line(), force=force, progress=tick, say=note,
         )  # fmt: skip
-    emit(found) if json else _show(found, output)
+    emit(found) if json else _show_report.study(found, output)
 
 
-def _show(found: Any, output: Path) -> None:
-    from edgeprune.study import words
+def _real(
+    stack: Any, model: str, spec: Any, scores: Any, begun: Any, output: Path, asked: dict[str, Any], judged: Any, tick: Any
+) -> Any:  # fmt: skip
+    """A study of the model's own weights: as far as `begun` goes, else rated and planned anew."""
+    import functools
 
-    if found.speed_only:
-        say("Speed only: random weights of the true shape.")
-    table(None, list(words.PAIR_COLUMNS), [list(row) for row in words.pair_rows(found)])
-    for line in (*words.verdicts(found), *words.reasons(found), words.foresight(found)):
-        say(line)
-    say(f"wrote {output}/report.html, report.md, study.json; raw samples are in samples.jsonl")
+    from edgeprune import devices, folders
+    from edgeprune import model as models
+    from edgeprune.study import real
+    from edgeprune.study.judge import Judge
+    from edgeprune.study.run import Ready
+
+    folder = stack.enter_context(folders.as_folder(models.resolve(model)))
+    made = {"plans": begun.plans, "widths": begun.widths} if begun else {}
+    subject = real.subject(
+        folder, spec, folders.public_name(model), n_windows=asked["calibration_windows"], progress=tick, **made
+    )
+    plan = begun and begun.design
+    if not plan:
+        files = output / "files"
+        files.mkdir(parents=True, exist_ok=True)
+        note(f"rating {spec.name} by {', '.join(asked['width'])}, and making each variant once to see its shape")
+        host, kinds = devices.load(devices.HOST), asked["quants"]
+        plan = real.prepare(subject, scores, host, asked["ratios"], asked["width"], asked["round"], kinds, files)
+    judge = functools.partial(Judge, subject, judged, progress=tick, say=note)
+    return Ready(plan, real.source(subject), judge, subject.plans, subject.widths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from edgeprune.report.text import MARKS, Cell, Num, fence, markdown
@@ -99,17 +99,19 @@ class Page:
 # --- Markdown -----------------------------------------------------------------------------------
 
 
-def to_markdown(page: Page) -> str:
+def to_markdown(page: Page, pictures: Collection[str] = ()) -> str:
+    """`pictures`: names of plots that lie beside the text as NAME.svg; else they are in the HTML only, their numbers in
+    the tables."""
     out = [f"# {markdown(page.title)}", f"**{markdown(page.headline)}**", markdown(page.lead)]
     marks = ", ".join(f"{mark} {kind}" for kind, mark in MARKS.items() if mark)
     out.append(f"Marks: {marks}.")
     for n, section in enumerate(page.sections, 1):
         out.append(f"## {n}. {markdown(section.title)}")
-        out += [text for part in section.parts if (text := _part(part))]
+        out += [text for part in section.parts if (text := _part(part, pictures))]
     return "\n\n".join(out) + "\n"
 
 
-def _part(part: Part) -> str:
+def _part(part: Part, pictures: Collection[str]) -> str:
     if isinstance(part, Text):
         return markdown(part.text)
     if isinstance(part, Table):
@@ -132,7 +134,10 @@ def _part(part: Part) -> str:
         return _table(
             [markdown(c) for c in part.columns], [[markdown(r), *[" "] * (len(part.columns) - 1)] for r in part.rows]
         )
-    return ""  # pictures are in the HTML; their numbers are in the tables
+    if isinstance(part, Figures):
+        shown = [(f"{markdown(title)} {markdown(see)}", name) for name, title, see in part.items if name in pictures]
+        return "\n\n".join(f"![{text}]({name}.svg)\n\n{text}" for text, name in shown)
+    return ""
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

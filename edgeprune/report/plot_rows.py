@@ -9,7 +9,7 @@ from typing import Any
 from edgeprune.report import facts
 from edgeprune.report.budget import missing_cache_bytes
 from edgeprune.report.facts import Row
-from edgeprune.report.svg import ACCENT, INK, MUTED, PAPER, RULE, WHOLE, draw
+from edgeprune.report.svg import ACCENT, INK, MUTED, PAPER, WHOLE, draw, row, rows
 from edgeprune.report.text import figure, runtime_name, short
 from edgeprune.types import Measurement
 from edgeprune.units import show_bytes
@@ -53,7 +53,7 @@ def memory(table: list[Row], limit_bytes: int | None) -> str | None:
                 ax.plot(used, y, "o", color=INK, markersize=5.5, zorder=3)
             told = figure(r.process.memory_bytes / unit) if r.process else "not measured"
             _line(ax, y, r, told)
-        _frame(ax, shown, f"memory of the process, {name}", "measured")
+        rows(ax, len(shown), f"memory of the process, {name}", "measured")
         ax.set_xlim(0, end)
         _legend(ax, _height(shown))
         if near:
@@ -86,7 +86,7 @@ def speed(
             base = facts.baseline_of(r, table)
             gains = facts.gain(rates, r.measurement, base.measurement if base else None)
             _line(ax, y, r, figure(median(found)) + (f"  {median(gains):.2f}×" if gains else ""))
-        _frame(ax, shown, xlabel, "median  × the whole model's" if gained else "median")
+        rows(ax, len(shown), xlabel, "median  × the whole model's" if gained else "median")
         ax.set_xlim(0, top * 1.04)
         if asked:
             _limit(ax, asked, f"asked {figure(asked)}", len(shown), top)
@@ -106,29 +106,12 @@ def _foretold(ax: Any, y: float, r: Row) -> list[float]:
     return span
 
 
-# --- the common frame ---------------------------------------------------------------------------
-
-
 def _height(shown: list[Row]) -> float:
     return 1.15 + 0.44 * len(shown)
 
 
 def _line(ax: Any, y: float, r: Row, told: str) -> None:
-    """A file's name above its marks at the left, its figure at the right."""
-    style = {"va": "center", "transform": ax.get_yaxis_transform(), "fontweight": "bold" if r.planned else "normal"}
-    style |= {"bbox": {"facecolor": PAPER, "linewidth": 0, "pad": 1.2}, "zorder": 1.5}
-    ax.text(0, y - 0.42, label(r), ha="left", **style)
-    ax.text(1, y - 0.42, told, ha="right", **style)
-
-
-def _frame(ax: Any, shown: list[Row], xlabel: str, told: str) -> None:
-    ax.set_yticks([])
-    ax.set_ylim(len(shown) - 0.45, -1.85)
-    ax.spines["left"].set_visible(False)
-    ax.grid(axis="x", color=RULE, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.set_xlabel(xlabel)
-    ax.text(1, -1.05, told, ha="right", va="center", color=MUTED, transform=ax.get_yaxis_transform())
+    row(ax, y, label(r), told, strong=r.planned)
 
 
 def _limit(ax: Any, x: float, text: str, n: int, end: float) -> None:

@@ -16,6 +16,14 @@ from typing import Any
 # Stand-ins that matplotlib carries through; replaced by CSS variables afterwards.
 INK, MUTED, RULE, ACCENT, WHOLE, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
 _CSS = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", WHOLE: "whole", PAPER: "paper"}
+_LIGHT = {
+    "paper": "#fff",
+    "ink": "#1c2127",
+    "muted": "#5c6670",
+    "rule": "#dde1e5",
+    "accent": "#1d5fa6",
+    "whole": "#8a949e",
+}
 WIDTH = 3.72  # inches of 96 CSS pixels: a phone's width less its margins, so that text keeps its size there
 LARGEST = 1.3  # times that, where a page is wide
 
@@ -57,6 +65,16 @@ def draw(name: str, title: str, height: float, paint: Callable[[Any], None]) -> 
     return _tidy(buffer.getvalue(), name, title)
 
 
+def alone(svg: str) -> str:
+    """The same as a file of its own, which no page gives its colours: the page's, on its light ground."""
+    colours = "".join(f"--{name}:{value};" for name, value in _LIGHT.items())
+    style = f"<style>svg{{{colours}background:var(--paper);font-family:sans-serif}}</style>"
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    size = f'width="{LARGEST * float(box[1]) * 4 / 3:.0f}" height="{LARGEST * float(box[2]) * 4 / 3:.0f}"'
+    head, _, rest = svg.partition(">")
+    return f"{head} {size}>{style}{rest}\n"
+
+
 def _tidy(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -73,6 +91,25 @@ def _tidy(svg: str, name: str, title: str) -> str:
         f'style="max-width:{width:.0f}px" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return head + svg[svg.index(">") + 1 :].strip()
+
+
+def row(ax: Any, y: float, name: str, told: str, strong: bool = False) -> None:
+    """One line of a plot with a line for each thing: its name above its marks at the left, its figure at the right."""
+    style = {"va": "center", "transform": ax.get_yaxis_transform(), "fontweight": "bold" if strong else "normal"}
+    style |= {"bbox": {"facecolor": PAPER, "linewidth": 0, "pad": 1.2}, "zorder": 1.5}
+    ax.text(0, y - 0.42, name, ha="left", **style)
+    ax.text(1, y - 0.42, told, ha="right", **style)
+
+
+def rows(ax: Any, n: int, xlabel: str, told: str) -> None:
+    """The frame of `n` such lines; `told` heads their figures."""
+    ax.set_yticks([])
+    ax.set_ylim(n - 0.45, -1.85)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x", color=RULE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set_xlabel(xlabel)
+    ax.text(1, -1.05, told, ha="right", va="center", color=MUTED, transform=ax.get_yaxis_transform())
 
 
 def numbers(axis: Any, log: bool, whole: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from edgeprune._generated import Geometry, spec
@@ -17,10 +17,13 @@ from edgeprune.blocks import whole
 from edgeprune.catalog import did_you_mean
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.types import ModelSpec
+from edgeprune.width_plan import sizes as sizes_of
 
 TOLERANCE = 0.01  # of parameters or bytes, between models that are called equal
 RUNTIMES = ("llamacpp", "onnxruntime")
-ROUNDINGS = (1, 32, 256)  # as published; a block of Q4_0, Q8_0 and ONNX's int4; a block of the K-quants
+ROUNDINGS = (1, 32, 256)  # none; a block of Q4_0, Q8_0 and ONNX's int4; a block of the K-quants
+ONNX_BLOCK = 32  # of integer weights, as the exporter makes them
+PER_LAYER = 0  # no rounding, and every layer has its own widths, as most methods are published
 # Families whose blocks a generated llama stands for: no windows, no norms after sub-layers.
 LIKE_LLAMA = frozenset({"granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 
@@ -34,7 +37,7 @@ class Variant(NamedTuple):
     kind: Kind
     ratio: float  # asked for
     shape: Geometry
-    rounding: int = 0  # of widths; 0: none were changed
+    rounding: int = 0  # of widths: what they are multiples of, or PER_LAYER
     equal: str = "parameters"  # what it shares with the depth variant of its ratio, or "Q4_K_M bytes"
     method: str = ""  # of a real model: how it was chosen what goes
     of: ModelSpec | None = None  # of a real model: as its files say
@@ -53,9 +56,14 @@ class Variant(NamedTuple):
             return "whole model"
         if self.kind == "depth":
             return f"depth: {self.shape.n_blocks} blocks" + (f" ({self.method})" if self.method else "")
-        how = {1: "odd width, as published", 32: "width in 32s", 256: "width in 256s"}[self.rounding]
+        how = {PER_LAYER: "width per layer, as published", 1: "odd width"}.get(
+            self.rounding, f"width in {self.rounding}s"
+        )
         how += f" ({self.method})" if self.method else ""
         of = f"{self.shape.ffn:,} channels, {self.shape.heads} heads"
+        if self.of and self.rounding == PER_LAYER:
+            wide = sizes_of(self.of)
+            of = f"{wide['feed-forward']} channels, {wide['heads']} heads"
         return f"{how}: {of}" + (f", equal {self.equal}" if self.equal != "parameters" else "")
 
 
@@ -98,6 +106,14 @@ def shape_of(spec: ModelSpec) -> Geometry:
     )  # fmt: skip
 
 
+def check_roundings(roundings: Sequence[int]) -> None:
+    for r in roundings:
+        if r < 0:
+            raise UsageError(
+                f"widths as multiples of {r} were asked for; 1 or more, or {PER_LAYER} for each layer's own"
+            )
+
+
 def check_ratios(ratios: Sequence[float]) -> None:
     for r in ratios:
         if not 0 < r < 1:
@@ -126,12 +142,16 @@ def quants_of(text: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(out))
 
 
-def design(model: str, g: Geometry, ratios: Sequence[float], asked: Sequence[tuple[str, str]]) -> Design:
+def design(
+    model: str, g: Geometry, ratios: Sequence[float], asked: Sequence[tuple[str, str]], roundings: Sequence[int] = ROUNDINGS
+) -> Design:  # fmt: skip
     """asked: (runtime, quantisation). Raises UsageError for a ratio out of range; what can't be matched is in `refused`."""
     check_ratios(ratios)
     base = Variant("whole", "whole", 0.0, g)
     shared: dict[str, Variant] = {}
     refused: list[str] = []
+    if PER_LAYER in roundings:
+        refused.append("widths of each layer's own: which they are is read off weights, and there are none; left out")
     tasks = [Task(base, *q) for q in asked]
     seen: set[int] = set()
     for ratio in sorted(set(ratios)):
@@ -142,16 +162,32 @@ def design(model: str, g: Geometry, ratios: Sequence[float], asked: Sequence[tup
             continue
         seen.add(removed)
         depth = Variant(f"depth-{g.n_blocks - removed}b", "depth", ratio, g._replace(n_blocks=g.n_blocks - removed))
-        found, lines = widths(g, depth)
+        found, lines = widths(g, depth, [r for r in roundings if r != PER_LAYER])
         refused += lines
         shared |= {v.name: v for v in (depth, *found)}
         for runtime, quant in asked:
             tasks += [Task(v, runtime, quant) for v in (depth, *found)]
             tasks += [Task(v, runtime, quant) for v in equal_bytes(g, depth, found, runtime, quant, refused)]
-    return Design(model, base, (base, *shared.values()), tuple(tasks), tuple(refused))
+    return Design(model, base, (base, *shared.values()), held(tasks, refused), tuple(refused))
 
 
-def widths(g: Geometry, depth: Variant) -> tuple[list[Variant], list[str]]:
+def held(tasks: Iterable[Task], refused: list[str]) -> tuple[Task, ...]:
+    """Those that their runtime can hold, and a line for each other."""
+    out = []
+    for t in tasks:
+        wide = {t.variant.spec.hidden_size}
+        for b in t.variant.spec.blocks:
+            wide |= {b.ffn.tensors["ffn_down.weight"][1], b.attn.tensors["attn_output.weight"][1]}
+        if t.runtime == "onnxruntime" and t.quant.startswith("int") and any(n % ONNX_BLOCK for n in wide):
+            refused.append(
+                f"{t.name}: onnxruntime's {t.quant} holds widths in {ONNX_BLOCK}s, and this one has others (fp32 holds any); left out"
+            )
+        else:
+            out.append(t)
+    return tuple(out)
+
+
+def widths(g: Geometry, depth: Variant, roundings: Sequence[int] = ROUNDINGS) -> tuple[list[Variant], list[str]]:
     """Thinner models of the depth variant's parameters, one per rounding, and a line for each that can't be.
 
     All keep the same heads where that is possible, as near as may be to the share that is removed; where no rounding could
@@ -159,17 +195,17 @@ def widths(g: Geometry, depth: Variant) -> tuple[list[Variant], list[str]]:
     """
     share = depth.shape.n_blocks / g.n_blocks
     by_nearness = sorted(range(g.kv_heads, 0, -1), key=lambda k: abs(k - g.kv_heads * share))
-    fits = {k: {r: _channels(g, k, r, depth.params) for r in ROUNDINGS} for k in by_nearness}
+    fits = {k: {r: _channels(g, k, r, depth.params) for r in roundings} for k in by_nearness}
     common = next((k for k in by_nearness if all(fits[k].values())), None)
     out, lines = [], []
-    for r in ROUNDINGS:
+    for r in roundings:
         k = common or next((k for k in by_nearness if fits[k][r]), None)
         if k is None:
             lines.append(_unmatched(g, depth, r))
         else:
             new = _variant(g, depth, k, fits[k][r], r)
             out = [*(v for v in out if v.shape != new.shape), new]  # a width in 256s is one in 32s
-    first = next((k for k in by_nearness if fits[k][32]), None)
+    first = next((k for k in by_nearness if fits[k].get(32)), None)
     if common is not None and first is not None and first != common:
         out.append(_variant(g, depth, first, fits[first][32], 32))
     return out, lines

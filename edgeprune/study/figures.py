@@ -1,230 +1,260 @@
-"""The study's figures as SVG that stands alone: text kept as text, fixed colours, nothing fetched."""
+"""The study's figures, drawn as the reports' are: a phone's width, text kept as text, the page's colours."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+from edgeprune.report.svg import ACCENT, INK, MUTED, PAPER, RULE, WHOLE, draw, numbers, row, rows
+from edgeprune.report.text import figure
 from edgeprune.study.explain import PARTS
-from edgeprune.study.record import Curve, Study
+from edgeprune.study.record import Curve, Interval, Model, Study
 
-INK, MUTED, RULE = "#1c2127", "#5c6670", "#dde1e5"
-# Readable for people who confuse red and green (Okabe and Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-PART_COLOURS = {
-    "bytes": "#56b4e9",
-    "fallback": "#d55e00",
-    "blocks": "#009e73",
-    "attention": "#e69f00",
-    "unexplained": "#b8bfc6",
-}
-PART_NAMES = {
-    "bytes": "reading weights", "fallback": "larger types that odd widths force", "blocks": "fixed cost of each block",
-    "attention": "attention and its cache", "unexplained": "not explained by these",
-}  # fmt: skip
-AXES = {
-    "context": "tokens already in the context",
-    "model": "parameters of the model, billions",
-    "bandwidth": "memory this much faster than here",
-}
-WIDTH = 7.2  # inches
+# Told apart by people who confuse red and green, and on a dark ground (Okabe and Ito 2008).
+COLOURS = ("#3b8fc4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a949e")
+PART_COLOURS = dict(zip(PARTS, ("#56b4e9", "#d55e00", "#009e73", "#e69f00", "#9aa4ae"), strict=True))
+PART_NAMES = dict(zip(PARTS, ("weights", "larger types", "blocks", "attention", "unexplained"), strict=True))
+WINNERS = {"depth": ACCENT, "width": "#d55e00"}
+Figure = tuple[str, str, str]  # name, title, what to see
 
 
-def all_figures(s: Study) -> dict[str, str]:
-    """File name -> SVG, of those that there is something to draw for."""
-    found = {
-        "speed.svg": _speed(s), "time.svg": _time(s), "predicted.svg": _predicted(s),
-        **{f"{axis}.svg": _curve(s, axis) for axis in AXES}, "quality.svg": _quality(s),
-    }  # fmt: skip
-    return {name: svg for name, svg in found.items() if svg}
+def drawn(s: Study) -> dict[str, str]:
+    """Name -> SVG, of those that there is something to draw for."""
+    made = {f"speed-{q}": _speed(s, q) for q in quants(s)}
+    made |= {f"time-{c}": _time(s, c) for c in s.contexts} | {"predicted": _predicted(s), "quality": _quality(s)}
+    made |= {f"context-{c.device}": _curves(s, "context", c.device) for c in s.curves if c.axis == "context"}
+    made |= {axis: _curves(s, axis, None) for axis in ("model", "bandwidth", "threads")}
+    return {name: svg for name, svg in made.items() if svg}
 
 
-def _draw(height: float, paint: Callable[[Any], None], panels: int = 1) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": "edgeprune", "text.parse_math": False, "font.size": 9.5,
-        "font.family": "sans-serif", "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "axes.spines.top": False,
-        "axes.spines.right": False, "text.color": INK, "xtick.color": MUTED, "ytick.color": INK, "axes.titlesize": 10,
-        "axes.titlelocation": "left", "axes.titleweight": "bold", "xtick.major.size": 0, "ytick.major.size": 0,
-        "xtick.minor.size": 0, "legend.frameon": False, "axes.axisbelow": True,
-    }  # fmt: skip
-    with rc_context(style):
-        fig = Figure(figsize=(WIDTH, height), layout="constrained")
-        paint(fig.subplots(panels, 1, squeeze=False)[:, 0] if panels > 1 else fig.subplots())
-        buffer = io.StringIO()
-        fig.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+def quants(s: Study) -> list[str]:
+    return list(dict.fromkeys(m.quant for m in s.models))
 
 
-def _speed(s: Study) -> str | None:
-    """Ratios of speeds, depth over width, with intervals: what was measured side by side."""
-    context, ratio = s.contexts[0], _middle(s)
-    rows = [p for p in s.pairs if p.what == "decode" and p.context == context and p.ratio == ratio]
-    rows = [p for p in rows if p.threads == s.threads[-1]]
-    if not rows:
+def main_quant(s: Study) -> str:
+    """The one that is shown where there is room for one."""
+    return next((q for q in ("Q4_K_M", "Q4_0") if q in quants(s)), quants(s)[0])
+
+
+def middle(s: Study) -> float:
+    return s.ratios[(len(s.ratios) - 1) // 2] if s.ratios else 0.0
+
+
+def name(m: Model, quant: bool = False) -> str:
+    """Short, for a plot: "width in 32s, 24 heads"."""
+    if m.kind == "whole":
+        told = "whole model"
+    elif m.kind == "depth":
+        told = f"depth, {m.n_blocks} blocks"
+    else:
+        told = {0: "width per layer", 1: "odd width"}.get(m.rounding, f"width in {m.rounding}s")
+        told += "" if m.equal == "parameters" else ", equal bytes"
+        told += f", {m.heads} heads" if m.rounding else ""
+        told += f" ({m.method})" if m.method else ""
+    return f"{m.quant} {told}" if quant else told
+
+
+def _speed(s: Study, quant: str) -> str | None:
+    """Ratios of decode speeds, depth over width, with intervals: what was measured side by side, at the middle ratio."""
+    known = [p for p in s.pairs if (p.what, p.ratio, p.threads) == ("decode", middle(s), s.threads[-1])]
+    mine = [p for p in known if p.quant == quant]
+    by_width = {w: [p for p in mine if p.width == w] for w in dict.fromkeys(p.width for p in mine)}
+    if not mine:
         return None
-    labels = {(m.variant, m.quant): m.label for m in s.models}
+    models = {m.variant: m for m in s.models if m.quant == quant}
+    every = [x for p in known for x in (p.measured.middle, p.predicted or 1.0, 0.97, 1.03)]
 
     def paint(ax: Any) -> None:
-        names = []
-        for y, p in enumerate(reversed(rows)):
-            colour = {"depth": COLOURS[0], "width": COLOURS[1]}.get(p.winner, MUTED)
-            m = p.measured
-            ax.plot([m.low, m.high], [y, y], color=colour, lw=2)
-            ax.plot([m.middle], [y], "o", color=colour, ms=6)
-            if p.predicted:
-                ax.plot([p.predicted], [y], "|", color=INK, ms=11, mew=1.5)
-            names.append(f"{p.quant}   {_short(labels[p.width, p.quant])}")
-        ax.axvline(1, color=INK, lw=0.8)
-        ax.set_yticks(range(len(rows)), names)
-        ax.grid(axis="x", color=RULE, lw=0.6)
-        every = [x for p in rows for x in (p.measured.middle, p.predicted or 1.0, 0.97, 1.03)]
-        ax.set_xlim(0.97 * min(every), 1.06 * max(every))
-        ax.figure.supxlabel(
-            f"speed of depth over width, decoding after {context} tokens: ◂ width faster, 1 equal, depth faster ▸\n"
-            "● measured, with 95 %        | foretold without having seen either model",
-            color=MUTED, fontsize=9.5,
-        )  # fmt: skip
+        for y, (width, states) in enumerate(by_width.items()):
+            for i, p in enumerate(states):
+                at = y + 0.22 * i
+                colour, m = WINNERS.get(p.winner, MUTED), p.measured
+                ax.plot([m.low, m.high], [at, at], color=colour, linewidth=1.6)
+                ax.plot(m.middle, at, "o", mfc=PAPER if i else colour, mec=colour, markersize=5.5)
+                if p.predicted:
+                    ax.plot(p.predicted, at, "|", color=INK, markersize=9, mew=1.3)
+            row(ax, y, name(models[width]), ", ".join(f"{p.measured.middle:.2f}" for p in states))
+        rows(ax, len(by_width), "◂ width is faster       depth over width       depth is faster ▸", "× as fast")
+        for y in range(len(by_width)):
+            ax.plot([1, 1], [y - 0.22, y + 0.4], color=INK, linewidth=0.8, zorder=1)
+        ax.set_xlim(0.97 * min(every), 1.04 * max(every))
+        numbers(ax.xaxis, False)
 
-    return _draw(0.9 + 0.3 * len(rows), paint)
+    return draw(f"speed-{quant}", f"{quant}: decode speed of depth over each width", 1.15 + 0.5 * len(by_width), paint)
 
 
-def _time(s: Study) -> str | None:
-    """Milliseconds of a token by what they go to, stacked, one panel per context."""
-    models = sorted(s.models, key=lambda m: list(dict.fromkeys(m.quant for m in s.models)).index(m.quant))
-    wanted = {(m.variant, m.quant): m for m in models if m.ratio in (0.0, _middle(s))}
-    panels = []
-    for context in s.contexts:
-        rows = [
-            c for c in s.cells if c.context == context and c.threads == s.threads[-1] and (c.variant, c.quant) in wanted
-        ]
-        if rows:
-            panels.append((context, sorted(rows, key=lambda c: list(wanted).index((c.variant, c.quant)))))
-
-    if not panels:
+def _time(s: Study, context: int) -> str | None:
+    """Milliseconds of a token by what they go to, stacked; of the main quantisation, at the middle ratio."""
+    wanted = {m.variant: m for m in s.models if m.quant == main_quant(s) and m.ratio in (0.0, middle(s))}
+    found = {
+        c.variant: c for c in s.cells if (c.quant, c.context, c.threads) == (main_quant(s), context, s.threads[-1])
+    }
+    shown = [(m, found[v]) for v, m in wanted.items() if v in found]
+    if not shown:
         return None
 
-    def paint(axes: Any) -> None:
-        for ax, (context, rows) in zip(axes if len(panels) > 1 else [axes], panels, strict=True):
-            for y, c in enumerate(reversed(rows)):
-                left = 0.0
-                for part in PARTS:
-                    value = 1e3 * c.parts[part]
-                    if value > 0:
-                        ax.barh(y, value, left=left, color=PART_COLOURS[part], height=0.7)
-                        left += value
-                ax.plot([1e3 * c.measured_s], [y], "k|", ms=11, mew=1.5)
-            names = [f"{c.quant}   {_short(wanted[c.variant, c.quant].label)}" for c in reversed(rows)]
-            ax.set_yticks(range(len(rows)), names)
-            ax.set_title(f"{context} tokens in context")
-            ax.set_xlabel("milliseconds per token (| measured)")
-            ax.grid(axis="x", color=RULE, lw=0.6)
-            if ax is (axes[0] if len(panels) > 1 else axes):
-                from matplotlib.patches import Patch
+    def paint(ax: Any) -> None:
+        from matplotlib.patches import Patch
 
-                handles = [Patch(color=PART_COLOURS[k], label=PART_NAMES[k]) for k in PARTS]
-                ax.figure.legend(handles=handles, loc="outside upper center", ncols=3)
+        for y, (m, c) in enumerate(shown):
+            left = 0.0
+            for part in PARTS:
+                value = 1e3 * max(0.0, c.parts[part])
+                ax.barh(y, value, left=left, color=PART_COLOURS[part], height=0.4, linewidth=0)
+                left += value
+            ax.plot([1e3 * c.measured_s] * 2, [y - 0.26, y + 0.26], color=INK, linewidth=1.3)
+            row(ax, y, name(m), figure(1e3 * c.measured_s))
+        rows(ax, len(shown), "milliseconds per token, fitted; stroke: measured", "measured")
+        ax.set_xlim(0, 1.04e3 * max(max(c.measured_s, sum(map(abs, c.parts.values()))) for _, c in shown))
+        handles = [Patch(color=PART_COLOURS[k], linewidth=0) for k in PARTS]
+        _legend(ax, handles, list(PART_NAMES.values()), 1.4 + 0.44 * len(shown))
 
-    return _draw(0.9 + sum(0.7 + 0.27 * len(rows) for _, rows in panels), paint, len(panels))
+    title = f"{main_quant(s)}: milliseconds of a token after {context:,}, by what they go to"
+    return draw(f"time-{context}", title, 1.5 + 0.44 * len(shown), paint)
 
 
 def _predicted(s: Study) -> str | None:
     """Every token's time, foretold by a fit that had not seen the model, against what was measured."""
     if not s.cells:
         return None
-    kinds = {(m.variant, m.quant): m for m in s.models}
-    groups = {"whole": ("whole model", "o"), "depth": ("fewer blocks", "s"), "width": ("thinner blocks", "^")}
+    kinds = {(m.variant, m.quant): m.kind for m in s.models}
+    groups = {"whole": ("whole model", "o", WHOLE), "depth": ("fewer blocks", "s", ACCENT)}
+    groups |= {"width": ("thinner blocks", "^", COLOURS[1])}
+    every = [1e3 * x for c in s.cells for x in (c.measured_s, c.predicted_s)]
+    ends = [0.9 * min(every), 1.1 * max(every)]
 
     def paint(ax: Any) -> None:
-        for i, (kind, (name, mark)) in enumerate(groups.items()):
-            mine = [c for c in s.cells if kinds[c.variant, c.quant].kind == kind]
+        ax.plot(ends, ends, color=MUTED, linewidth=0.8)
+        for kind, (label, mark, colour) in groups.items():
+            mine = [c for c in s.cells if kinds[c.variant, c.quant] == kind]
             xy = [1e3 * c.measured_s for c in mine], [1e3 * c.predicted_s for c in mine]
-            ax.plot(*xy, mark, color=COLOURS[i], ms=5, label=name, ls="")
-        every = [1e3 * x for c in s.cells for x in (c.measured_s, c.predicted_s)]
-        ends = [0.95 * min(every), 1.05 * max(every)]
-        ax.plot(ends, ends, color=MUTED, lw=0.8)
-        ax.set_xlabel("milliseconds per token, measured")
-        ax.set_ylabel("foretold, the model left out of the fit")
-        ax.legend()
+            ax.plot(*xy, mark, color=colour, markersize=4.5, label=label, linestyle="")
+        log = ends[1] > 4 * ends[0]
+        if log:
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+        _axes(ax, "milliseconds per token, measured", "milliseconds per token, foretold")
+        numbers(ax.xaxis, log)
+        numbers(ax.yaxis, log)
+        ax.set_xlim(*ends)
+        ax.set_ylim(*ends)
+        ax.legend(frameon=False, loc="upper left", handletextpad=0.2)
 
-    return _draw(3.6, paint)
+    return draw("predicted", "A token's time foretold against measured", 3.0, paint)
 
 
-def _curve(s: Study, axis: str) -> str | None:
-    mine = [c for c in s.curves if c.axis == axis]
+AXES = {
+    "context": "tokens in the context",
+    "model": "parameters, billions",
+    "bandwidth": "memory this much faster than here",
+    "threads": "threads",
+}
+
+
+def _curves(s: Study, axis: str, device: str | None) -> str | None:
+    """Depth's advantage along an axis; a line for each width, of the model's size for each device."""
+    mine = [c for c in s.curves if c.axis == axis and device in (None, c.device)]
     if not mine:
         return None
-    names = [c.device if axis == "model" else c.width for c in mine]
-    panels = [""] if axis == "model" else list(dict.fromkeys(c.device for c in mine))
+    by_name = {(c.device if axis == "model" else c.width): c for c in mine}
+    unit = 1e9 if axis == "model" else 1
 
-    def one(ax: Any, curves: list[Curve], title: str) -> None:
-        for c, name in curves:
-            colour = COLOURS[list(dict.fromkeys(names)).index(name) % len(COLOURS)]
-            x = [v / 1e9 for v in c.x] if axis == "model" else list(c.x)
-            ax.plot(x, [y.middle for y in c.y], "-o", ms=3, color=colour, label=_short(name))
-            ax.fill_between(x, [y.low for y in c.y], [y.high for y in c.y], color=colour, alpha=0.13, lw=0)
-        ax.axhline(1, color=INK, lw=0.8)
-        ax.set_title(title)
-        ax.set_xscale(
-            {"context": "symlog", "model": "log", "bandwidth": "log"}[axis],
-            **({"linthresh": 512} if axis == "context" else {}),
-        )
-        ticks = [t for t in curves[0][0].x if t]
-        ticks = [t / 1e9 for t in ticks] if axis == "model" else ticks
-        shown = [f"{t:.2g}" if axis == "model" else f"{t:g}×" if axis == "bandwidth" else _thousands(t) for t in ticks]
-        ax.set_xticks([0, *ticks] if axis == "context" else ticks, ["0", *shown] if axis == "context" else shown)
-        ax.minorticks_off()
-        ax.grid(color=RULE, lw=0.6)
-        ax.set_ylabel("depth over width")
+    def paint(ax: Any) -> None:
+        for (label, c), colour in zip(by_name.items(), _cycle(by_name), strict=True):
+            x = [v / unit for v in c.x]
+            ax.plot(x, [y.middle for y in c.y], "o-", markersize=3, linewidth=1.2, color=colour, label=_short(label))
+            ax.fill_between(x, [y.low for y in c.y], [y.high for y in c.y], color=colour, alpha=0.15, linewidth=0)
+        ax.axhline(1, color=INK, linewidth=0.8)
+        _axes(ax, AXES[axis], "depth's speed over width's: above 1 depth is faster")
+        _ticks(ax, axis, next(iter(by_name.values())))
+        numbers(ax.yaxis, False)
+        ax.set_ylim(*_reach([y for c in mine for y in c.y]))
+        _legend(ax, *ax.get_legend_handles_labels(), 2.6, ncols=1)
 
-    def paint(axes: Any) -> None:
-        every = axes if len(panels) > 1 else [axes]
-        for ax, device in zip(every, panels, strict=True):
-            one(ax, [(c, n) for c, n in zip(mine, names, strict=True) if device in ("", c.device)], device)
-        every[-1].set_xlabel(AXES[axis] + "   (foretold; band: 90 %)")
-        handles, labels = every[0].get_legend_handles_labels()
-        every[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    key, at = (f"context-{device}", f" on {device}") if device else (axis, "")
+    return draw(key, f"Depth over width along {AXES[axis]}{at}", 2.9 + 0.16 * len(by_name), paint)
 
-    return _draw(1.0 + 2.0 * len(panels) if len(panels) > 1 else 3.4, paint, len(panels))
+
+def _ticks(ax: Any, axis: str, c: Curve) -> None:
+    known = list(c.x)
+    if axis == "context":
+        ax.set_xscale("symlog", linthresh=512)
+        known = [x for x in known if x in (0, 512) or x >= 2048]
+        labels = ["0" if not x else f"{x / 1024:g}k" for x in known]
+    else:
+        if axis != "threads":
+            ax.set_xscale("log")
+        known = [x / 1e9 for x in known] if axis == "model" else known
+        known = [x for i, x in enumerate(known) if not i or axis != "model" or x > 1.35 * known[i - 1]]
+        labels = [f"{x:.2g}" if axis == "model" else f"{x:g}×" if axis == "bandwidth" else f"{x:g}" for x in known]
+    ax.set_xticks(known, labels)
+    ax.minorticks_off()
 
 
 def _quality(s: Study) -> str | None:
-    """Damage against speed: what a user gives for what."""
-    speed: dict[tuple[str, str], float] = {}
-    for c in s.cells:
-        if c.context == s.contexts[0]:
-            speed.setdefault((c.variant, c.quant), 1 / c.measured_s)
-    points = [(q, speed[q.variant, q.quant]) for q in s.qualities if q.kl and q.quant and (q.variant, q.quant) in speed]
-    if not points:
+    """Damage against speed, a line for each way of removing and quantisation."""
+    least = min(s.contexts)
+    speed = {
+        (c.variant, c.quant): 1 / c.measured_s for c in s.cells if c.context == least and c.threads == s.threads[-1]
+    }
+    known = [q for q in s.qualities if q.kl and q.quant and (q.variant, q.quant) in speed]
+    if not known:
         return None
+    models = {(m.variant, m.quant): m for m in s.models}
+
+    def kind(q: Any) -> tuple[str, str]:
+        m = models[q.variant, q.quant]
+        how = {"whole": "whole model", "depth": "depth"}.get(m.kind) or name(m).split(",")[0].split(" (")[0]
+        return q.quant, how + (", healed" if q.healed else "")
 
     def paint(ax: Any) -> None:
-        for i, method in enumerate(dict.fromkeys(q.method for q, _ in points)):
-            mine = sorted((q.kl, v) for q, v in points if q.method == method)
-            ax.plot(*zip(*mine, strict=True), "-o", ms=5, color=COLOURS[i % len(COLOURS)], label=method)
-        ax.set_xscale("log")
-        ax.set_xlabel("KL from the whole model, nats per token (left is better)")
-        ax.set_ylabel("tokens per second")
-        ax.grid(color=RULE, lw=0.6)
-        ax.legend()
+        kinds = sorted({kind(q) for q in known}, key=lambda k: (k[0], k[1] != "whole model", k[1]))
+        hows = list(dict.fromkeys(how for _, how in kinds))
+        for quant, how in kinds:
+            mine = sorted((speed[q.variant, q.quant], q.kl) for q in known if kind(q) == (quant, how))
+            first = quant == kinds[0][0]
+            colour = COLOURS[hows.index(how) % len(COLOURS)]
+            face = {"mfc": colour if first else PAPER, "mec": colour, "color": colour}
+            ax.plot(*zip(*mine, strict=True), "o-" if first else "s--", markersize=4.5, linewidth=1.1, **face)
+        ax.set_yscale("log")
+        _axes(ax, "decode, tokens/s: more is better", "KL from the whole model, nats/token: lower is better")
+        numbers(ax.xaxis, False)
+        numbers(ax.yaxis, True)
+        handles = [ax.plot([], [], "o", color=COLOURS[i % len(COLOURS)], markersize=5)[0] for i in range(len(hows))]
+        names = list(dict.fromkeys(q for q, _ in kinds))
+        for i in range(len(names[:2])):
+            handles += ax.plot([], [], "s--" if i else "o-", mfc=PAPER if i else MUTED, color=MUTED, markersize=4.5)
+        told = names[:1] + [", ".join(names[1:])] if len(names) > 1 else names
+        _legend(ax, handles, [*hows, *told], 3.0, ncols=2)
 
-    return _draw(3.6, paint)
+    return draw("quality", "Damage against decode speed", 3.6, paint)
 
 
-def _middle(s: Study) -> float:
-    return s.ratios[(len(s.ratios) - 1) // 2] if s.ratios else 0.0
+def _axes(ax: Any, xlabel: str, title: str) -> None:
+    ax.grid(color=RULE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, loc="left", fontsize=8.6, color=MUTED)
+
+
+def _legend(ax: Any, handles: list[Any], labels: list[str], height: float, ncols: int = 3) -> None:
+    ax.legend(
+        handles, labels, ncols=ncols, loc="upper center", bbox_to_anchor=(0.48, -0.42 / height), frameon=False,
+        handlelength=1.0, handletextpad=0.4, columnspacing=0.9, fontsize=8,
+    )  # fmt: skip
+
+
+def _reach(ys: Sequence[Interval]) -> tuple[float, float]:
+    """What an axis shows: all middles, and of wide intervals as much again."""
+    low, high = min(1.0, *(y.middle for y in ys)), max(1.0, *(y.middle for y in ys))
+    room = max(0.05, 0.6 * (high - low))
+    return max(0.0, low - room, 0.98 * min(y.low for y in ys)), min(high + room, 1.02 * max(y.high for y in ys))
+
+
+def _cycle(of: Sequence[Any] | dict) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(of))]
 
 
 def _short(label: str) -> str:
-    """Labels without what the axis has no room for."""
+    """Labels without what a legend has no room for."""
     return label.replace(", as published", "").replace(", equal ", " = ")
-
-
-def _thousands(n: float) -> str:
-    return f"{n / 1024:g}k" if n >= 1024 else f"{n:g}"

@@ -14,7 +14,7 @@ from edgeprune import _generated as generated
 from edgeprune.errors import EdgepruneError, InputRejected, OutOfResources
 from edgeprune.export import export, formats
 from edgeprune.files import need_space, remove, staging
-from edgeprune.study.design import Task, Variant
+from edgeprune.study.design import Task
 
 Source = Callable[[Task, Path], None]  # writes the task's artifact under a path
 
@@ -74,14 +74,5 @@ def generated_source(disk_bytes: int) -> Source:
             export(folder, formats()[task.runtime], task.quant, out, verify=False)
         finally:
             remove(folder)
-
-    return make
-
-
-def folder_source(folder_of: Callable[[Variant], Path]) -> Source:
-    """Exports of transformers folders, one per variant."""
-
-    def make(task: Task, out: Path) -> None:
-        export(folder_of(task.variant), formats()[task.runtime], task.quant, out, verify=False)
 
     return make

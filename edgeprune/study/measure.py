@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeprune import _host_runs
 from edgeprune._child import Child
 from edgeprune.errors import EdgepruneError
 from edgeprune.files import tree_bytes
 from edgeprune.study import make
 from edgeprune.study.design import Design, Task, file_bytes
 from edgeprune.work import Log
+
+if TYPE_CHECKING:
+    from edgeprune.study.judge import Judge
 
 Progress = Callable[[str, int, int], None]
 PROCESS_BYTES = 150_000_000  # an interpreter with the bindings, and the buffers of a small model
@@ -96,10 +100,13 @@ def task_bytes(task: Task) -> int:
 
 
 def run(
-    d: Design, p: Protocol, limits: Limits, folder: Path, log: Log, *, source: make.Source, progress: Progress,
-    say: Callable[[str], None],
+    d: Design, p: Protocol, limits: Limits, folder: Path, log: Log, *, source: make.Source, judge: Judge | None,
+    progress: Progress, say: Callable[[str], None],
 ) -> tuple[list[Sample], list[str]]:  # fmt: skip
-    """All samples, and a line for every model that could not be made or run. Raises OutOfResources for a full disk."""
+    """All samples, and a line for every model that could not be made or run; `judge` gets every file while it is there.
+
+    Raises OutOfResources for a full disk.
+    """
     samples, failed = replay(log.answers)
     plan = groups(d, p, limits)
     total, done = sum(len(g.tasks) for g in plan), 0
@@ -111,27 +118,30 @@ def run(
 
     for n, group in enumerate(plan):
         complete = {s.variant for s in samples if s.group == n and s.what == "memory"}
-        while len(tasks := [t for t in group.tasks if t.name not in failed]) > 1:
-            if complete >= {t.variant.name for t in tasks}:
-                break
-            log.add({"begin": n})
+        tasks = [t for t in group.tasks if t.name not in failed]
+        timed = complete >= {t.variant.name for t in tasks}
+        if len(tasks) > 1 and not (timed and not (judge and judge.left(tasks))):
             keep = {t.name for t in plan[n + 1].tasks} if n + 1 < len(plan) else set()
             with make.files(source, folder, tasks, keep) as made:
                 for name, why in made.failed.items():
                     fail(name, why)
-                if made.failed:
-                    continue
-                found = []
-                try:
-                    for s in _together([(t, made.paths[t.name]) for t in tasks], group, p, n):
-                        progress(f"{s.variant} {s.quant}: {s.what}, context {s.context}", done, total)
-                        found.append(s)
-                        log.add(s._asdict())
-                except _Failed as e:
-                    fail(e.task, str(e))
-                    continue
-            samples += found
-            complete = {s.variant for s in found}
+                files = [(t, made.paths[t.name]) for t in tasks if t.name in made.paths]
+                while len(files) > 1 and not timed:
+                    log.add({"begin": n})
+                    found = []
+                    try:
+                        for s in _together(files, group, p, n):
+                            progress(f"{s.variant} {s.quant}: {s.what}, context {s.context}", done, total)
+                            found.append(s)
+                            log.add(s._asdict())
+                    except _Failed as e:
+                        fail(e.task, str(e))
+                        files = [(t, path) for t, path in files if t.name not in failed]
+                    else:
+                        samples += found
+                        timed = True
+                if judge:
+                    judge(files, folder)
         done += len(group.tasks)
     progress("measuring", total, total)
     return samples, list(failed.values())
@@ -183,26 +193,24 @@ def _together(models: Sequence[tuple[Task, Path]], group: Group, p: Protocol, n:
     """Prompts, then every context, each in rounds of all models. Raises _Failed."""
     with ExitStack() as stack:
         opened: list[_Open] = []
+        n_ctx = max(p.n_prompt, max(p.contexts) + p.n_gen) + 2
         for task, path in models:
-            request = {"path": str(path), "runtime": task.runtime, "n_threads": group.threads, **p._asdict()}
-            child = stack.enter_context(
-                Child("edgeprune.study._session", request, task.runtime, f"running {path.name}")
-            )
+            child = stack.enter_context(_host_runs.opened(path, task.runtime, n_ctx, group.threads, path.name))
             model = _Open(task, child, {"file_bytes": tree_bytes(path)}, group, n)
-            model.facts.update(model.ask("warm"))
+            model.facts.update(model.ask(f"warm {p.n_prompt}"))
             opened.append(model)
         rounds = [opened[:: 1 if k % 2 == 0 else -1] for k in range(p.repetitions)]
         for k, turn in enumerate(rounds):
             for m in turn:
-                yield m.sample("prefill", p.n_prompt, k, m.ask("prefill")["ns"])
+                yield m.sample("prefill", p.n_prompt, k, m.ask(f"prefill {p.n_prompt}")["ns"])
         for context in p.contexts:
             for m in opened:
-                filled = m.ask(f"fill {context}")["ns"]
+                filled = m.ask(f"prefill {context}")["ns"]
                 if context:
                     yield m.sample("prefill", context, 0, filled)
             for k, turn in enumerate(rounds):
                 for m in turn:
-                    yield m.sample("decode", context, k, m.ask(f"decode {context}")["ns"])
+                    yield m.sample("decode", context, k, m.ask(f"decode {p.n_gen}")["ns"])
         for m in opened:
             found = m.ask("memory")
             yield m.sample("memory", max(p.contexts), 0, memory_bytes=found["peak"] - found["before"])

@@ -1,18 +1,16 @@
 """A study of a real model: blocks removed along its removal path, widths chosen by methods of edgeprune.widths, both written
-as folders, exported and judged on text that nothing was chosen by.
-
-Folders are made for each quantisation anew and deleted, so that one is on the disk at a time; healed ones are kept until the
-study ends, since healing takes long.
+as folders and exported. A folder is made when it is needed and deleted, so that one is on the disk at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeprune import evaluate, heal, model, prune, width, width_plan
+from edgeprune import model, prune, width, width_plan
 from edgeprune._generated import Geometry
 from edgeprune.blocks import is_portable
 from edgeprune.errors import EdgepruneError, InputRejected
@@ -20,13 +18,10 @@ from edgeprune.export import export, formats
 from edgeprune.files import remove
 from edgeprune.plan import check_scores, make_plan
 from edgeprune.study import make
-from edgeprune.study.design import Design, Task, Variant
-from edgeprune.study.record import Quality
+from edgeprune.study.design import PER_LAYER, Design, Task, Variant, held
 from edgeprune.types import Budget, DeviceProfile, ModelSpec, Plan, Scores, Text
-from edgeprune.work import Log
 
 Progress = Callable[[str, int, int], None]
-TOGETHER = 4  # files judged in one pass
 
 
 class Subject(NamedTuple):
@@ -35,60 +30,79 @@ class Subject(NamedTuple):
     name: str
     folder: Path
     spec: ModelSpec
+    rated: Callable[[str], width.Rated]  # by a method; once, when it is first asked for
     plans: dict[str, Plan]  # depth variant -> plan
-    widths: dict[str, tuple[width.Rated, width_plan.Widths]]  # width variant -> what was rated, what stays
-    text: Text | None  # that methods chose by
+    widths: dict[str, width_plan.Widths]  # width variant -> what stays
+
+    @property
+    def text(self) -> Text | None:
+        """That methods chose by."""
+        return next((w.text for w in self.widths.values()), None)
 
     def write(self, variant: str, out: Path) -> None:
         """The variant's folder."""
+        told = {"base_model": self.name, "command": "edgeprune study"}
         if variant in self.plans:
-            prune.prune(
-                self.folder, self.spec, self.plans[variant], out, base_model=self.name, command="edgeprune study"
-            )
+            prune.prune(self.folder, self.spec, self.plans[variant], out, **told)
         else:
-            rated, widths = self.widths[variant]
-            width.prune(self.folder, self.spec, rated, widths, out, base_model=self.name, command="edgeprune study")
+            widths = self.widths[variant]
+            width.prune(self.folder, self.spec, self.rated(widths.method), widths, out, **told)
+
+
+def subject(
+    folder: Path, spec: ModelSpec, name: str, *, n_windows: int = width.WINDOWS, context_tokens: int = 512,
+    plans: dict[str, Plan] | None = None, widths: dict[str, width_plan.Widths] | None = None,
+    progress: Progress = lambda *_: None,
+) -> Subject:  # fmt: skip
+    """Widths are rated on so much calibration text. Plans and widths: of a study that is begun."""
+    rate = functools.partial(
+        width.rate, folder, spec, n_windows=n_windows, context_tokens=context_tokens, progress=progress
+    )
+    return Subject(name, folder, spec, functools.cache(rate), dict(plans or {}), dict(widths or {}))
 
 
 def prepare(
-    folder: Path, spec: ModelSpec, name: str, scores: Scores, host: DeviceProfile, ratios: Sequence[float],
-    methods: Sequence[str], roundings: Sequence[int], quants: Sequence[tuple[str, str]], work: Path, *,
-    n_windows: int = width.WINDOWS, context_tokens: int = 512, progress: Progress = lambda *_: None,
-) -> tuple[Design, Subject]:  # fmt: skip
-    """Rate on so much calibration text, plan, and look at the shape of every variant. `work`: a folder for one at a time.
+    s: Subject, scores: Scores, host: DeviceProfile, ratios: Sequence[float], methods: Sequence[str],
+    roundings: Sequence[int], quants: Sequence[tuple[str, str]], work: Path,
+) -> Design:  # fmt: skip
+    """Rate, plan, put plans and widths into `s`, and look at the shape of every variant. `work`: a folder for one at a time.
 
-    What can't be made is a line of the design's `refused`. Raises WrongWeights for scores of another model.
+    roundings: PER_LAYER among them is widths as the method is published. What can't be made is a line of the design's
+    `refused`. Raises WrongWeights for scores of another model.
     """
-    check_scores(spec, scores)
-    subject, refused = Subject(name, folder, spec, {}, {}, None), []
-    base = Variant("whole", "whole", 0.0, _shape(spec), of=spec)
+    check_scores(s.spec, scores)
+    refused: list[str] = []
+    base = Variant("whole", "whole", 0.0, _shape(s.spec), of=s.spec)
     variants = [base]
-    depths = list(_depths(spec, scores, host, ratios, refused))
-    rated = {}
+    depths = list(_depths(s.spec, scores, host, ratios, refused))
+    able = []
     for method in methods if depths else ():
         try:
-            rated[method] = width.rate(
-                folder, spec, method, n_windows=n_windows, context_tokens=context_tokens, progress=progress
-            )
+            s.rated(method)
+            able.append(method)
         except EdgepruneError as e:
             refused.append(f"{method}: {e}; left out")
-    if rated:
-        subject = subject._replace(text=next(iter(rated.values())).text.text)
     for ratio, plan in depths:
         kept = f"depth-{len(plan.blocks)}b"
-        subject.plans[kept] = plan
-        variants.append(_inspected(subject, kept, "depth", ratio, 0, plan.metric or "", work))
-        for method, found in rated.items():
-            for rounding in roundings:
-                try:
-                    widths = width.plan(spec, found, width_plan.ratio_of(spec, plan.blocks), rounding)
-                    thin = f"{method}-{len(plan.blocks)}b-{rounding}"
-                    subject.widths[thin] = found, widths
-                    variants.append(_inspected(subject, thin, "width", ratio, rounding, method, work))
-                except EdgepruneError as e:
-                    refused.append(f"{method}, {ratio:.0%}, widths in {rounding}s: {e}; left out")
-    tasks = tuple(Task(v, *q) for q in quants for v in variants)
-    return Design(spec.name, base, tuple(variants), tasks, tuple(refused)), subject
+        s.plans[kept] = plan
+        variants.append(_inspected(s, kept, "depth", ratio, 0, plan.metric or "", work))
+        share = width_plan.ratio_of(s.spec, plan.blocks)
+        for method, rounding in ((m, r) for m in able for r in roundings):
+            thin = f"{method}-{len(plan.blocks)}b-{rounding or 'layers'}"
+            try:
+                uneven = rounding == PER_LAYER
+                widths = width.plan(s.spec, s.rated(method), share, rounding or 1, uniform=not uneven)
+                s.widths[thin] = widths
+                made = _inspected(s, thin, "width", ratio, rounding, method, work)
+                if uneven and not any("-" in n for n in width_plan.sizes(made.spec).values()):
+                    raise InputRejected("as published it leaves every layer as wide as the others")
+                variants.append(made)
+            except EdgepruneError as e:
+                s.widths.pop(thin, None)
+                how = f"widths in {rounding}s" if rounding else "widths of each layer's own"
+                refused.append(f"{method}, {ratio:.0%}, {how}: {e}; left out")
+    tasks = held((Task(v, *q) for q in quants for v in variants), refused)
+    return Design(s.spec.name, base, tuple(variants), tasks, tuple(refused))
 
 
 def source(subject: Subject) -> make.Source:
@@ -99,63 +113,6 @@ def source(subject: Subject) -> make.Source:
             export(folder, formats()[task.runtime], task.quant, out, verify=False)
 
     return write
-
-
-def judge(
-    d: Design, subject: Subject, work: Path, log: Log, *, healer: str | None, n_windows: int, context_tokens: int,
-    n_threads: int, progress: Progress, say: Callable[[str], None],
-) -> list[Quality]:  # fmt: skip
-    """Perplexity, and KL from the whole model, of every file; with `healer` also of the healed depth variants'. What was
-    judged already is in the log."""
-    found = [Quality.model_validate(x) for x in log.answers if "failed" not in x]
-    done = {(q.variant, q.quant, q.healed) for q in found}
-    done |= {tuple(x["failed"]) for x in log.answers if "failed" in x}
-    wanted = [(t, False) for t in d.tasks]
-    wanted += [(t, True) for t in d.tasks if healer and t.variant.kind == "depth"]
-    left = [(t, h) for t, h in wanted if (t.variant.name, t.quant, h) not in done]
-    for start in range(0, len(left), TOGETHER):
-        progress("judging", len(wanted) - len(left) + start, len(wanted))
-        made: dict[str, tuple[Task, bool, Path]] = {}
-        try:
-            for t, healed in left[start : start + TOGETHER]:
-                out = work / f"judged-{t.name.replace(' ', '-')}{'-healed' * healed}{_suffix(t)}"
-                try:
-                    with (
-                        _healed(subject, t, healer, work) if healed else _folder(subject, t.variant.name, out) as folder
-                    ):
-                        export(folder, formats()[t.runtime], t.quant, out, verify=False)
-                    made[str(out.name)] = t, healed, out
-                except EdgepruneError as e:
-                    say(f"not judged: {t.name}: {e}")
-                    log.add({"failed": [t.variant.name, t.quant, healed]})
-            for q in _judged(made, subject, n_windows, context_tokens, n_threads):
-                found.append(q)
-                log.add(q.model_dump(mode="json"))
-        finally:
-            for *_, path in made.values():
-                remove(path)
-    for path in work.glob("healed-*"):
-        remove(path)
-    return found
-
-
-def _judged(
-    made: dict[str, tuple[Task, bool, Path]], subject: Subject, n_windows: int, context_tokens: int, n_threads: int
-) -> Iterator[Quality]:
-    if not made:
-        return
-    paths = {name: path for name, (_, _, path) in made.items()}
-    answers = evaluate.evaluate(
-        paths, whole=subject.folder, n_windows=n_windows, context_tokens=context_tokens, n_threads=n_threads,
-        avoid=subject.text, progress=lambda *_: None,
-    )  # fmt: skip
-    for q in answers:
-        task, healed, _ = made[q.subject]
-        v = task.variant
-        yield Quality(
-            variant=v.name, quant=task.quant, method=v.method or v.kind, healed=healed, perplexity=q.perplexity, kl=q.kl,
-            kl_stderr=q.kl_stderr,
-        )  # fmt: skip
 
 
 def _depths(
@@ -201,32 +158,14 @@ def _folder(subject: Subject, variant: str, out: Path) -> Iterator[Path]:
         remove(folder)
 
 
-@contextlib.contextmanager
-def _healed(subject: Subject, t: Task, healer: str | None, work: Path) -> Iterator[Path]:
-    out = work / f"healed-{t.variant.name}"
-    if not out.exists():
-        assert healer
-        with _folder(subject, t.variant.name, out) as cut:
-            heal.heal(
-                cut, subject.folder, subject.spec, out, method=healer, n_windows=heal.WINDOWS, context_tokens=512,
-                base_model=subject.name, command="edgeprune study",
-            )  # fmt: skip
-    yield out
-
-
 def _shape(spec: ModelSpec) -> Geometry:
-    """Of what the blocks have, the first one's: widths are alike."""
-    first = spec.blocks[0]
-    down, output = first.ffn.tensors.get("ffn_down.weight"), first.attn.tensors.get("attn_output.weight")
-    if not down or not output:
-        raise InputRejected(f"{spec.name}: its first block lacks a half; a study needs whole blocks")
-    heads = output[1] // spec.head_dim
+    """Where layers differ in width, the widest."""
+    halves = [(b.ffn.tensors.get("ffn_down.weight"), b.attn.tensors.get("attn_output.weight")) for b in spec.blocks]
+    if not all(down and output for down, output in halves):
+        raise InputRejected(f"{spec.name}: a block lacks a half; a study needs whole blocks")
+    heads = max(output[1] for _, output in halves) // spec.head_dim
     return Geometry(
-        hidden=spec.hidden_size, ffn=down[1], heads=heads, kv_heads=heads * spec.n_kv_heads // spec.n_heads,
-        n_blocks=spec.n_blocks, vocab=spec.vocab_size, head_dim=spec.head_dim, tied=spec.tied_embeddings,
-        context=spec.context_length_tokens,
+        hidden=spec.hidden_size, ffn=max(down[1] for down, _ in halves), heads=heads,
+        kv_heads=heads * spec.n_kv_heads // spec.n_heads, n_blocks=spec.n_blocks, vocab=spec.vocab_size,
+        head_dim=spec.head_dim, tied=spec.tied_embeddings, context=spec.context_length_tokens,
     )  # fmt: skip
-
-
-def _suffix(t: Task) -> str:
-    return ".gguf" if formats()[t.runtime] == "gguf" else ""

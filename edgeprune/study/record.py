@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgeprune.evaluation import TaskScore
 from edgeprune.types import SCHEMA_VERSION, Record
 
 Winner = Literal["depth", "width", "equal", "open"]  # open: the interval leaves it open
@@ -22,8 +23,9 @@ class Model(Record):
     label: str
     kind: Literal["whole", "depth", "width"]
     ratio: float  # asked for
-    rounding: int  # of widths; 0: none were changed
+    rounding: int  # of widths: what they are multiples of; 0: each layer has its own
     equal: str  # what it shares with the depth variant of its ratio: "parameters", or a file's bytes
+    method: str = ""  # of a real model: how it was chosen what goes
     n_blocks: int
     heads: int
     kv_heads: int
@@ -91,7 +93,7 @@ class Projection(Record):
 class Curve(Record):
     """Depth's advantage foretold along one axis; the rest as in the study."""
 
-    axis: Literal["context", "model", "bandwidth"]
+    axis: Literal["context", "model", "bandwidth", "threads"]
     device: str
     quant: str
     width: str  # a label
@@ -111,6 +113,7 @@ class Quality(Record):
     perplexity: float
     kl: float | None
     kl_stderr: float | None
+    tasks: tuple[TaskScore, ...] = ()
 
 
 class EqualQuality(Record):

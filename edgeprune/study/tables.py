@@ -1,0 +1,229 @@
+"""The tables of the study's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from edgeprune.report.doc import Table
+from edgeprune.report.text import Cell as Box
+from edgeprune.report.text import Kind, Num, figure, missing, num
+from edgeprune.study.explain import PARTS
+from edgeprune.study.figures import main_quant, middle, name
+from edgeprune.study.record import Cell, Interval, Model, Pair, Projection, Study, Winner
+from edgeprune.study.verdict import MARGIN
+
+WIDE = 5.0  # a ratio beyond which an interval's end says nothing
+WHO = {"depth": "depth", "width": "width", "equal": "equal", "open": "not settled"}
+KINDS = {"layers": "width per layer", "1": "odd width", "32": "in 32s", "32h": "in 32s, heads out", "256": "in 256s"}
+KINDS |= {"bytes": "equal bytes"}
+
+
+def verdict(s: Study) -> Table:
+    """This machine, measured, then each class of devices, foretold: the middle ratio."""
+    rows = [*_measured(s), *_foretold(s)]
+    shown = [k for k in _kinds(s) if any(k in cells for *_, cells in rows)]
+    return Table(
+        ("where", "quantisation", "context", *(KINDS.get(k, f"in {k}s") for k in shown)),
+        tuple(
+            (where, q, f"{c:,}", *(cells.get(k, Num("–", tone="mute")) for k in shown)) for where, q, c, cells in rows
+        ),
+        f"How much faster a token is with fewer blocks than with thinner ones, {middle(s):.0%} of the blocks' parameters removed; "
+        "minus: slower. Below it who is ahead and the interval, 95 % of what was measured, 90 % of what is predicted. Equal: "
+        f"within {MARGIN - 1:.0%} either way. Not settled: the interval leaves it open. –: no such model within 1 % of the size.",
+    )
+
+
+def _measured(s: Study) -> Iterator[tuple[str, str, int, dict[str, Box]]]:
+    mine = [p for p in s.pairs if (p.what, p.ratio, p.threads) == ("decode", middle(s), s.threads[-1])]
+    for quant, context in dict.fromkeys((p.quant, p.context) for p in mine):
+        here = [p for p in mine if (p.quant, p.context) == (quant, context)]
+        yield "this machine", quant, context, {kind(s, p): gain(p.measured, p.winner, "measured") for p in here}
+
+
+def _foretold(s: Study) -> Iterator[tuple[str, str, int, dict[str, Box]]]:
+    """One device of every class, the quantisation that there is room for, the first and the last context."""
+    mine = [p for p in s.projections if p.ratio == middle(s) and p.quant == main_quant(s)]
+    for of_class in dict.fromkeys(p.device_class for p in mine):
+        device = next(p.device for p in mine if p.device_class == of_class)
+        for context in dict.fromkeys((min(s.contexts), max(s.contexts))):
+            here = [p for p in mine if (p.device, p.context) == (device, context)]
+            cells = {kind(s, p): gain(p.predicted, p.winner, basis(p)) for p in here}
+            if here:
+                yield f"{of_class}: {device}", main_quant(s), context, cells
+
+
+def pairs(s: Study) -> Table:
+    labels = _labels(s)
+    rows = (
+        (
+            f"{p.ratio:.0%}", p.quant, p.what + (f", {p.threads} threads" if len(s.threads) > 1 else ""), f"{p.context:,}",
+            labels[p.width, p.quant], num(p.depth_tok_per_s, "measured"), num(p.width_tok_per_s, "measured"),
+            gain(p.measured, p.winner, "measured"),
+            Num(signed(p.predicted), "predicted") if p.predicted else missing_prediction(),
+        )
+        for p in s.pairs
+    )  # fmt: skip
+    return Table(
+        ("removed", "quantisation", "what", "context", "against", "depth, tokens/s", "width, tokens/s", "depth is", "predicted"),
+        tuple(rows),
+        "Repetitions side by side in the same minutes, with the 95 % interval of their mean ratio. Predicted: by a fit that saw "
+        "neither model.",
+    )  # fmt: skip
+
+
+def models(s: Study) -> Table:
+    speed = {(c.variant, c.quant, c.context): 1 / c.measured_s for c in s.cells if c.threads == s.threads[-1]}
+    order = list(dict.fromkeys(m.quant for m in s.models))
+    rows = (
+        (
+            m.label, m.quant, f"{m.params / 1e6:,.0f} M", _mb(m.file_bytes), _mb(m.memory_bytes),
+            *(num(speed.get((m.variant, m.quant, c)), "measured") for c in s.contexts),
+        )
+        for m in sorted(s.models, key=lambda m: order.index(m.quant))
+    )  # fmt: skip
+    columns = ("model", "quantisation", "parameters", "file, MB", "memory, MB")
+    return Table(
+        (*columns, *(f"tokens/s after {c:,}" for c in s.contexts)),
+        tuple(rows),
+        "Files as they were measured; memory is what one adds to a process.",
+    )
+
+
+def why(s: Study) -> Table:
+    labels = _labels(s)
+    rows = (
+        (
+            labels[p.width, p.quant], p.quant, f"{p.context:,}",
+            *(f"{1e3 * (b.parts[k] - a.parts[k]):+.2f}".replace("-", "−") for k in PARTS),
+            Num(f"{1e3 * (b.measured_s - a.measured_s):+.2f}".replace("-", "−"), "measured"),
+        )
+        for p, a, b in explained(s)
+    )  # fmt: skip
+    return Table(
+        (
+            "against",
+            "quantisation",
+            "context",
+            "weights",
+            "larger types",
+            "blocks",
+            "attention",
+            "not explained",
+            "in all",
+        ),
+        tuple(rows),
+        "Milliseconds per token that the thinner model takes more than the one with fewer blocks; minus: less. Larger types are "
+        "those that the runtime stores a width in which its quantisation's blocks don't divide.",
+    )
+
+
+def projections(s: Study) -> Table:
+    labels = _labels(s)
+    rows = (
+        (
+            p.device, labels[p.width, p.quant], p.quant, f"{p.context:,}", num(p.depth_tok_per_s, basis(p)),
+            gain(p.predicted, p.winner, basis(p)),
+        )
+        for p in s.projections
+        if p.ratio == middle(s) and p.quant == main_quant(s)
+    )  # fmt: skip
+    return Table(
+        ("device", "against", "quantisation", "context", "depth, tokens/s", "depth is"),
+        tuple(rows),
+        f"Nothing here was measured: {main_quant(s)}, {middle(s):.0%} removed, by the device's own calibration where its profile has "
+        "one, else by its backend's prior. Every ratio and quantisation is in study.json.",
+    )
+
+
+def quality(s: Study) -> Table:
+    labels = _labels(s)
+    tasks = list(dict.fromkeys(t.task for q in s.qualities for t in q.tasks))
+    rows = []
+    for q in s.qualities:
+        kl = num(q.kl, "measured", sub=f"± {figure(q.kl_stderr)}" if q.kl_stderr else "")
+        scores = {t.task: t for t in q.tasks}
+        found = (scores.get(t) for t in tasks)
+        rows.append(
+            (
+                labels[q.variant, q.quant] + (", healed" if q.healed else ""), q.quant, num(q.perplexity, "measured"), kl,
+                *(num(t and t.value, "measured", sub=f"± {figure(t.stderr)}" if t and t.stderr else "") for t in found),
+            )
+        )  # fmt: skip
+    return Table(
+        ("model", "quantisation", "perplexity", "KL, nats/token", *tasks),
+        tuple(rows),
+        "On text that nothing was chosen by. KL is from the whole, unquantised model; ± one standard error.",
+    )
+
+
+def equal_quality(s: Study) -> Table:
+    labels = _labels(s)
+    rows = (
+        (
+            labels[e.width, e.quant], e.quant, num(e.kl, "measured"), num(e.width_tok_per_s, "measured"),
+            num(e.depth_tok_per_s, "", sub="healed" if e.healed else ""), gain(e.ratio, e.winner, ""),
+        )
+        for e in s.equal_quality
+    )  # fmt: skip
+    return Table(
+        ("thinner model", "quantisation", "KL", "its tokens/s", "depth at that KL, tokens/s", "depth is"),
+        tuple(rows),
+        "At equal damage instead of equal size: depth's speed is read off between the models that were measured, on the line "
+        "through the whole model and those with fewer blocks. The interval is of the KL's standard error. A thinner model with "
+        "more or less damage than any depth model is left out.",
+    )
+
+
+def explained(s: Study) -> Iterator[tuple[Pair, Cell, Cell]]:
+    cells = {(c.variant, c.runtime, c.quant, c.threads, c.context): c for c in s.cells}
+    for p in s.pairs:
+        a, b = (cells.get((v, p.runtime, p.quant, p.threads, p.context)) for v in (p.depth, p.width))
+        if p.what == "decode" and a and b:
+            yield p, a, b
+
+
+def kind(s: Study, p: Pair | Projection) -> str:
+    """Which of KINDS a pair's width is of."""
+    if p.equal != "parameters":
+        return "bytes"
+    mine = model(s, p.width)
+    alike = (m for m in s.models if (m.ratio, m.rounding, m.equal) == (p.ratio, mine.rounding, "parameters"))
+    fewer = any(m.kind == "width" and m.method == mine.method and m.heads > mine.heads for m in alike)
+    return "layers" if mine.rounding == 0 else f"{mine.rounding}h" if fewer else str(mine.rounding)
+
+
+def model(s: Study, variant: str) -> Model:
+    return next(m for m in s.models if m.variant == variant)
+
+
+def gain(x: Interval, winner: Winner, how: Kind) -> Num:
+    """Of a ratio of speeds."""
+    high = signed(x.high) if x.high < WIDE else "anything"
+    return Num(signed(x.middle), how, f"{WHO[winner]}, {signed(x.low)} to {high}")
+
+
+def signed(x: float) -> str:
+    """1.31 -> "+31 %"."""
+    return f"{100 * (x - 1):+.0f} %".replace("-", "−").replace("+0 %", "0 %").replace("−0 %", "0 %")
+
+
+def basis(p: Projection) -> Kind:
+    return "prior" if p.basis.startswith("prior") else "predicted"
+
+
+def missing_prediction() -> Num:
+    return Num("–", tone="mute")
+
+
+def _kinds(s: Study) -> Iterable[str]:
+    """Columns in the order of KINDS, then other roundings."""
+    found = {kind(s, p) for p in s.pairs} | {kind(s, p) for p in s.projections}
+    return [*(k for k in KINDS if k in found), *sorted(found - KINDS.keys())]
+
+
+def _mb(n: int | None) -> Num:
+    return Num(f"{n / 1e6:,.0f}", "measured") if n else missing()
+
+
+def _labels(s: Study) -> dict[tuple[str, str], str]:
+    return {(m.variant, m.quant): name(m) for m in s.models}
