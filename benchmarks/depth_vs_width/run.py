@@ -3,8 +3,9 @@
     python benchmarks/depth_vs_width/run.py             # both; --only speed or --only real
     python benchmarks/depth_vs_width/run.py --help
 
-Each is `edgeprune study` with the arguments below; plan, raw samples and report stay in a folder of its name, and the same
-command goes on where it was stopped. Nothing else should run on the machine meanwhile.
+Each is `edgeprune study` with the arguments below; design, raw samples and report stay in a folder of its name, and the same
+command goes on where it was stopped. Nothing else should run on the machine meanwhile. `edgeprune report` on such a folder
+draws its page again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STUDIES = {
-    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_0,Q4_K_M,Q8_0 --contexts 0,2048 -p 128 -n 16",
-    "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_K_M,int8 --contexts 0 --heal",
+    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_K_M,Q4_0,Q8_0 --round 1,32,256 --contexts 0,2048 "
+    "-p 128 -n 16 --max-disk 8GB --max-memory 11GB",
+    "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_0,int8 --round 0,1,32 --contexts 0 -p 128 --heal",
 }
 
 
@@ -29,15 +31,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="begin again where a result is of another machine")
     args, more = parser.parse_known_args()
     for name in [args.only] if args.only else STUDIES:
-        command = [
-            sys.executable,
-            "-m",
-            "edgeprune.cli",
-            "study",
-            *STUDIES[name].split(),
-            "-o",
-            str(args.output / name),
-        ]
+        out = str(args.output / name)
+        command = [sys.executable, "-m", "edgeprune.cli", "study", *STUDIES[name].split(), "-o", out]
         started = time.monotonic()
         done = subprocess.run([*command, *(["--force"] if args.force else []), *more], cwd=HERE.parents[1])
         if done.returncode:

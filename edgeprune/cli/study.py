@@ -64,7 +64,7 @@ def study(
     ] = None,
     heal: Heals = False,
     calibration_windows: Annotated[
-        int, typer.Option(min=1, help="Windows of 512 tokens that widths are chosen on.")
+        int, typer.Option(min=1, help="Windows of 512 tokens that widths are chosen and healing is solved on.")
     ] = 32,
     windows: Windows = 8,
     window: Window = 512,
@@ -121,7 +121,7 @@ def study(
                 raise UsageError(
                     f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only"
                 )
-            judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None)
+            judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None, calibration_windows)
             asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
             asked |= {"calibration_windows": calibration_windows}
 
