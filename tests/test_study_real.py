@@ -65,7 +65,7 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
     judged = judge.Asked(n_windows=1, context_tokens=64, n_threads=1, healer="refit", heal_windows=6)
 
     def prepare(begun):
-        who = functools.partial(judge.Judge, subject, judged, progress=lambda *_: None, say=print)
+        who = functools.partial(judge.Judge, subject, judged, None, progress=lambda *_: None, say=print)
         return run.Ready(d, real.source(subject), who, subject.plans, subject.widths)
 
     def study(prepare):

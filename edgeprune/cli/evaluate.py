@@ -30,6 +30,7 @@ def _limit(text: str) -> float:
 
 Limit = Annotated[float | None, typer.Option(parser=_limit, metavar="N", help="First N documents of each task; below 1, a fraction.")]  # fmt: skip  # noqa: E501
 TaskNames = Annotated[list[str] | None, typer.Option("--tasks", metavar="NAME,…", help="lm-eval's tasks by name or pattern, or 'zeroshot': ARC, BoolQ, HellaSwag-1000, OpenBookQA, PIQA and WinoGrande from --task-data.")]  # fmt: skip  # noqa: E501
+TaskData = Annotated[Path | None, typer.Option(metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")]
 Include = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Task definitions of your own; Python code in them runs.")]  # fmt: skip  # noqa: E501
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="For lm-eval's own table and JSON, and ours; the same command goes on there.")]  # fmt: skip  # noqa: E501
 Precise = Annotated[bool, typer.Option("--precise", help="llama.cpp's arithmetic for tasks and generation as close to torch's as it gets, slower than its users'.")]  # fmt: skip  # noqa: E501
@@ -43,7 +44,7 @@ def evaluate(
     windows: Windows = 16,
     window: Window = 512,
     tasks: TaskNames = None,
-    task_data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")] = None,
+    task_data: TaskData = None,
     include_path: Include = None,
     limit: Limit = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered examples before each question.")] = None,

@@ -11,6 +11,7 @@ from edgeprune.cli import _show_report
 from edgeprune.cli._app import command_line, verb
 from edgeprune.cli._options import Force, Json, Window, Windows, _size
 from edgeprune.cli._terminal import emit, note, progress
+from edgeprune.cli.evaluate import Limit, TaskData, TaskNames
 from edgeprune.errors import UsageError
 
 
@@ -68,6 +69,9 @@ def study(
     ] = 32,
     windows: Windows = 8,
     window: Window = 512,
+    tasks: TaskNames = None,
+    task_data: TaskData = None,
+    limit: Limit = None,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=1)] = 256,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", min=1)] = 24,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=2)] = 5,
@@ -124,9 +128,11 @@ def study(
             judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None, calibration_windows)
             asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
             asked |= {"calibration_windows": calibration_windows}
+            zeroshot = _suite(stack, tasks, task_data, limit, judged.n_threads, output)
+            asked |= {"tasks": [zeroshot.names, limit]} if zeroshot else {}
 
             def prepare(begun: Any) -> running.Ready:
-                return _real(stack, model, spec, known, begun, output, asked, judged, tick)
+                return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, tick)
 
         designing.check_contexts(contexts, n_gen, spec)
         found = running.study(
@@ -136,8 +142,21 @@ def study(
     emit(found) if json else _show_report.study(found, output)
 
 
+def _suite(
+    stack: Any, names: list[str] | None, data: Path | None, limit: float | None, n_threads: int, output: Path
+) -> Any:
+    from edgeprune.tasks import Asked, suite
+
+    known = tuple(name for part in names or [] for name in part.split(",") if name)
+    if not known and (data or limit):
+        raise UsageError("--task-data and --limit are for --tasks; name some")
+    asked = Asked(known, data, limit=limit, n_threads=n_threads)
+    return stack.enter_context(suite(asked, output / "zeroshot", note)) if known else None
+
+
 def _real(
-    stack: Any, model: str, spec: Any, scores: Any, begun: Any, output: Path, asked: dict[str, Any], judged: Any, tick: Any
+    stack: Any, model: str, spec: Any, scores: Any, begun: Any, output: Path, asked: dict[str, Any], judged: Any, zeroshot: Any,
+    tick: Any,
 ) -> Any:  # fmt: skip
     """A study of the model's own weights: as far as `begun` goes, else rated and planned anew."""
     import functools
@@ -160,5 +179,5 @@ def _real(
         note(f"rating {spec.name} by {', '.join(asked['width'])}, and making each variant once to see its shape")
         host, kinds = devices.load(devices.HOST), asked["quants"]
         plan = real.prepare(subject, scores, host, asked["ratios"], asked["width"], asked["round"], kinds, files)
-    judge = functools.partial(Judge, subject, judged, progress=tick, say=note)
+    judge = functools.partial(Judge, subject, judged, zeroshot, progress=tick, say=note)
     return Ready(plan, real.source(subject), judge, subject.plans, subject.widths)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeprune import evaluate, heal
+from edgeprune import evaluate, heal, tasks
 from edgeprune.errors import EdgepruneError, OutOfResources
+from edgeprune.evaluation import TaskScore
 from edgeprune.export import export, formats
 from edgeprune.files import remove
 from edgeprune.study.design import Task
 from edgeprune.study.real import Subject
 from edgeprune.study.record import Quality
+from edgeprune.tasks import Suite
 from edgeprune.work import Log
 
 Progress = Callable[[str, int, int], None]
@@ -37,14 +39,17 @@ class Asked(NamedTuple):
 class Judge:
     """`found` and `failed` are what there is so far; a failed one is not tried again."""
 
-    def __init__(self, subject: Subject, asked: Asked, log: Log, progress: Progress, say: Callable[[str], None]):
+    def __init__(
+        self, subject: Subject, asked: Asked, suite: Suite | None, log: Log, progress: Progress, say: Callable[[str], None]
+    ):  # fmt: skip
         self._subject, self._asked, self._log, self._progress, self._say = subject, asked, log, progress, say
+        self._suite = suite  # zero-shot tasks, if they are asked for
         self.found, self.failed = replay(log.answers)
 
-    def left(self, tasks: Sequence[Task]) -> list[tuple[Task, bool]]:
+    def left(self, of: Sequence[Task]) -> list[tuple[Task, bool]]:
         """(task, healed) of what is not judged yet."""
-        healed = [t for t in tasks if self._asked.healer and t.variant.kind == "depth"]
-        wanted = [*((t, False) for t in tasks), *((t, True) for t in healed)]
+        healed = [t for t in of if self._asked.healer and t.variant.kind == "depth"]
+        wanted = [*((t, False) for t in of), *((t, True) for t in healed)]
         known = {(q.variant, q.quant, q.healed) for q in self.found} | self.failed.keys()
         return [(t, h) for t, h in wanted if (t.variant.name, t.quant, h) not in known]
 
@@ -83,13 +88,22 @@ class Judge:
                 self._fail(t, healed, e)
             return
         for q in answers:
-            t, healed, _ = files[q.subject]
+            t, healed, path = files[q.subject]
             made = Quality(
                 variant=t.variant.name, quant=t.quant, method=t.variant.method or t.variant.kind, healed=healed,
-                perplexity=q.perplexity, kl=q.kl, kl_stderr=q.kl_stderr,
+                perplexity=q.perplexity, kl=q.kl, kl_stderr=q.kl_stderr, tasks=self._scores(path, q.sha256),
             )  # fmt: skip
             self.found.append(made)
             self._log.add(made.model_dump(mode="json"))
+
+    def _scores(self, path: Path, sha256: str) -> tuple[TaskScore, ...]:
+        if not self._suite:
+            return ()
+        try:
+            return tasks.score(self._suite, path.name, path, sha256, self._progress).scores
+        except EdgepruneError as e:
+            self._say(f"no tasks of {path.name}: {e}")
+            return ()
 
     def _fail(self, t: Task, healed: bool, e: EdgepruneError) -> None:
         key, why = (t.variant.name, t.quant, healed), f"not judged: {t.name}{', healed' if healed else ''}: {e}"

@@ -62,7 +62,9 @@ def _sections(s: Study) -> Iterator[Section]:
                 "Lower and further right is better; points along a line: ratios.",
             ),
         )
-        yield Section("quality", "What it does to the model", (Figures(see), tables.quality(s), *equal))
+        scored = tables.zeroshot(s)
+        tasks = (scored,) if scored else ()
+        yield Section("quality", "What it does to the model", (Figures(see), tables.quality(s), *tasks, *equal))
     yield Section("why", "Why", tuple(_why(s)))
     yield Section("turns", "Where it turns: predictions", tuple(_turns(s)))
     yield Section("missing", "Not measured", (Items(tuple(words.missing(s))),))

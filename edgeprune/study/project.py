@@ -74,16 +74,24 @@ def projections(d: Design, profiles: Sequence[tuple[str, DeviceProfile]], contex
 def curves(d: Design, profiles: Sequence[tuple[str, DeviceProfile]], host: DeviceProfile) -> list[Curve]:
     """Along the context and the model's size on a few devices, along the bandwidth from this machine's terms; of one
     quantisation, the ratio in the middle."""
-    quants = dict.fromkeys((t.runtime, t.quant) for t in d.tasks)
-    runtime, quant = next((q for q in quants if q[1] == "Q4_K_M"), next(iter(quants)))
-    ratios = sorted({v.ratio for v in d.variants if v.kind == "depth"})
-    if not ratios:
+    found = shown(d)
+    if not found:
         return []
-    ratio = ratios[(len(ratios) - 1) // 2]
-    shown = [p for _, p in profiles if p.id in SHOWN] or [p for _, p in profiles][:4]
-    out = list(_along_context(d, ratio, runtime, quant, shown))
-    out += _along_size(ratio, runtime, quant, shown)
+    ratio, quant = found
+    runtime = next(t.runtime for t in d.tasks if t.quant == quant)
+    some = [p for _, p in profiles if p.id in SHOWN] or [p for _, p in profiles][:4]
+    out = list(_along_context(d, ratio, runtime, quant, some))
+    out += _along_size(ratio, runtime, quant, some)
     return [*out, *_along_bandwidth(d, ratio, runtime, quant, host)]
+
+
+def shown(d: Design) -> tuple[float, str] | None:
+    """The ratio in the middle, and one quantisation, for what is shown of one only."""
+    ratios = sorted({v.ratio for v in d.variants if v.kind == "depth"})
+    quants = list(dict.fromkeys(t.quant for t in d.tasks))
+    if not ratios:
+        return None
+    return ratios[(len(ratios) - 1) // 2], next((q for q in ("Q4_K_M", "Q4_0") if q in quants), quants[0])
 
 
 def _along_context(

@@ -122,12 +122,16 @@ def conclude(
     rows = [o for o in explain.observations(samples, specs, p.threads[-1]) if o.what == "decode"]
     here = explain.fitted(rows, host) if rows else host
     models = tuple(_model(t, samples) for t in d.tasks)
+    pairs = verdict.pairs(d, samples, cells)
+    curves = project.curves(d, profiles, here)
+    if shown := project.shown(d):
+        curves += verdict.along_threads(pairs, {m.variant: m.label for m in models}, *shown)
     return Study(
         model=d.model, speed_only=d.whole.of is None, ratios=tuple(sorted({t.variant.ratio for t in d.tasks} - {0.0})),
         contexts=p.contexts, n_prompt=p.n_prompt, n_gen=p.n_gen, repetitions=p.repetitions, threads=p.threads,
         models=models, cells=tuple(cells),
-        pairs=tuple(verdict.pairs(d, samples, cells)), projections=tuple(project.projections(d, profiles, p.contexts)),
-        curves=tuple(project.curves(d, profiles, here)), qualities=tuple(qualities),
+        pairs=tuple(pairs), projections=tuple(project.projections(d, profiles, p.contexts)),
+        curves=tuple(curves), qualities=tuple(qualities),
         equal_quality=tuple(verdict.at_equal_quality(models, qualities, cells)), left_out=tuple(left_out),
         environment=begun.here["versions"] | _machine(begun.here["host"], samples), command=begun.command, created=begun.begun,
     )  # fmt: skip

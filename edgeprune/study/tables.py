@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator
 
 from edgeprune.report.doc import Table
@@ -9,7 +10,7 @@ from edgeprune.report.text import Cell as Box
 from edgeprune.report.text import Kind, Num, figure, missing, num
 from edgeprune.study.explain import PARTS
 from edgeprune.study.figures import main_quant, middle, name
-from edgeprune.study.record import Cell, Interval, Model, Pair, Projection, Study, Winner
+from edgeprune.study.record import Cell, Interval, Model, Pair, Projection, Quality, Study, Winner
 from edgeprune.study.verdict import MARGIN
 
 WIDE = 5.0  # a ratio beyond which an interval's end says nothing
@@ -136,24 +137,46 @@ def projections(s: Study) -> Table:
 
 
 def quality(s: Study) -> Table:
-    labels = _labels(s)
-    tasks = list(dict.fromkeys(t.task for q in s.qualities for t in q.tasks))
     rows = []
     for q in s.qualities:
         kl = num(q.kl, "measured", sub=f"± {figure(q.kl_stderr)}" if q.kl_stderr else "")
-        scores = {t.task: t for t in q.tasks}
-        found = (scores.get(t) for t in tasks)
-        rows.append(
-            (
-                labels[q.variant, q.quant] + (", healed" if q.healed else ""), q.quant, num(q.perplexity, "measured"), kl,
-                *(num(t and t.value, "measured", sub=f"± {figure(t.stderr)}" if t and t.stderr else "") for t in found),
-            )
-        )  # fmt: skip
+        rows.append((_judged(s, q), q.quant, num(q.perplexity, "measured"), kl))
     return Table(
-        ("model", "quantisation", "perplexity", "KL, nats/token", *tasks),
+        ("model", "quantisation", "perplexity", "KL, nats/token"),
         tuple(rows),
         "On text that nothing was chosen by. KL is from the whole, unquantised model; ± one standard error.",
     )
+
+
+def zeroshot(s: Study) -> Table | None:
+    """Each task's length-normalised accuracy where it has one, else its accuracy."""
+    found = [(q, {(t.task, t.metric): t for t in q.tasks}) for q in s.qualities if q.tasks]
+    if not found:
+        return None
+    keys = dict.fromkeys(k for _, scores in found for k in scores)
+    shown = [k for k in keys if k[1] == "acc_norm" or (k[1] == "acc" and (k[0], "acc_norm") not in keys)] or [*keys]
+    rows = []
+    for q, scores in found:
+        cells = [
+            num(t.value, "measured", sub=f"± {figure(t.stderr)}" if t.stderr else "") if (t := scores.get(k)) else missing()
+            for k in shown
+        ]  # fmt: skip
+        known = [scores[k].value for k in shown if k in scores]
+        mean = num(statistics.fmean(known), "measured") if len(known) == len(shown) else missing()
+        rows.append((_judged(s, q), q.quant, *cells, mean))
+    documents = {t.n_documents for _, scores in found for t in scores.values()} - {None}
+    return Table(
+        ("model", "quantisation", *(f"{task}, {metric}" for task, metric in shown), "mean"),
+        tuple(rows),
+        f"lm-eval's tasks in each file's own runtime, {min(documents)} to {max(documents)} documents each; ± one standard error."
+        if documents
+        else "lm-eval's tasks in each file's own runtime; ± one standard error.",
+        "Zero-shot tasks",
+    )
+
+
+def _judged(s: Study, q: Quality) -> str:
+    return name(model(s, q.variant)) + (", healed" if q.healed else "")
 
 
 def equal_quality(s: Study) -> Table:

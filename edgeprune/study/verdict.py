@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from edgeprune.comparison import stderr, t_95
 from edgeprune.study.design import Design, Task
 from edgeprune.study.measure import Sample
-from edgeprune.study.record import Cell, EqualQuality, Interval, Model, Pair, Quality, Winner
+from edgeprune.study.record import Cell, Curve, EqualQuality, Interval, Model, Pair, Quality, Winner
 
 MARGIN = 1.03  # a ratio of speeds within this either way is called equal: less than a user can notice
 
@@ -82,6 +82,21 @@ def at_equal_quality(
                 )
             )  # fmt: skip
     return out
+
+
+def along_threads(pairs: Sequence[Pair], labels: dict[str, str], ratio: float, quant: str) -> list[Curve]:
+    """Decode after the shortest context, measured with each number of threads, where there are two at least."""
+    mine = [p for p in pairs if (p.what, p.ratio, p.quant) == ("decode", ratio, quant)]
+    mine = [p for p in mine if p.context == min(x.context for x in mine)]
+    by_width = {w: {p.threads: p.measured for p in mine if p.width == w} for w in dict.fromkeys(p.width for p in mine)}
+    return [
+        Curve(
+            axis="threads", device="this machine", quant=quant, width=labels[width], x=tuple(map(float, sorted(found))),
+            y=tuple(found[n] for n in sorted(found)),
+        )
+        for width, found in by_width.items()
+        if len(found) > 1
+    ]  # fmt: skip
 
 
 def _between(curve: Sequence[tuple[float, float]], x: float) -> float | None:
