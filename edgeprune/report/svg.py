@@ -101,10 +101,10 @@ def row(ax: Any, y: float, name: str, told: str, strong: bool = False) -> None:
     ax.text(1, y - 0.42, told, ha="right", **style)
 
 
-def rows(ax: Any, n: int, xlabel: str, told: str) -> None:
-    """The frame of `n` such lines; `told` heads their figures."""
+def rows(ax: Any, n: int, xlabel: str, told: str, room: float = 0.6) -> None:
+    """The frame of `n` such lines; `told` heads their figures, `room` lines are left above it."""
     ax.set_yticks([])
-    ax.set_ylim(n - 0.45, -1.85)
+    ax.set_ylim(n - 0.45, -1.25 - room)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -74,13 +74,13 @@ def _speed(s: Study, quant: str) -> str | None:
                 if p.predicted:
                     ax.plot(p.predicted, at, "|", color=INK, markersize=9, mew=1.3)
             row(ax, y, name(models[width]), ", ".join(f"{p.measured.middle:.2f}" for p in states))
-        rows(ax, len(by_width), "◂ width is faster       depth over width       depth is faster ▸", "× as fast")
+        rows(ax, len(by_width), "speed of depth over width: ▸ depth faster, ◂ width faster", "× as fast", 0)
         for y in range(len(by_width)):
             ax.plot([1, 1], [y - 0.22, y + 0.4], color=INK, linewidth=0.8, zorder=1)
         ax.set_xlim(0.97 * min(every), 1.04 * max(every))
         numbers(ax.xaxis, False)
 
-    return draw(f"speed-{quant}", f"{quant}: decode speed of depth over each width", 1.15 + 0.5 * len(by_width), paint)
+    return draw(f"speed-{quant}", f"{quant}: decode speed of depth over each width", 0.85 + 0.5 * len(by_width), paint)
 
 
 def _time(s: Study, context: int) -> str | None:
@@ -104,13 +104,13 @@ def _time(s: Study, context: int) -> str | None:
                 left += value
             ax.plot([1e3 * c.measured_s] * 2, [y - 0.26, y + 0.26], color=INK, linewidth=1.3)
             row(ax, y, name(m), figure(1e3 * c.measured_s))
-        rows(ax, len(shown), "milliseconds per token, fitted; stroke: measured", "measured")
+        rows(ax, len(shown), "milliseconds per token, fitted; stroke: measured", "measured", 0)
         ax.set_xlim(0, 1.04e3 * max(max(c.measured_s, sum(map(abs, c.parts.values()))) for _, c in shown))
         handles = [Patch(color=PART_COLOURS[k], linewidth=0) for k in PARTS]
         _legend(ax, handles, list(PART_NAMES.values()), 1.4 + 0.44 * len(shown))
 
     title = f"{main_quant(s)}: milliseconds of a token after {context:,}, by what they go to"
-    return draw(f"time-{context}", title, 1.5 + 0.44 * len(shown), paint)
+    return draw(f"time-{context}", title, 1.2 + 0.44 * len(shown), paint)
 
 
 def _predicted(s: Study) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from edgeprune.report.doc import Table
 from edgeprune.report.text import Cell as Box
-from edgeprune.report.text import Kind, Num, figure, missing, num
+from edgeprune.report.text import Kind, Num, figure, missing, num, percent
 from edgeprune.study.explain import PARTS
 from edgeprune.study.figures import main_quant, middle, name
 from edgeprune.study.record import Cell, Interval, Model, Pair, Projection, Quality, Study, Winner
@@ -28,9 +28,9 @@ def verdict(s: Study) -> Table:
         tuple(
             (where, q, f"{c:,}", *(cells.get(k, Num("–", tone="mute")) for k in shown)) for where, q, c, cells in rows
         ),
-        f"How much faster a token is with fewer blocks than with thinner ones, {middle(s):.0%} of the blocks' parameters removed; "
+        f"How much faster a token is with fewer blocks than with thinner ones, {percent(middle(s))} of the blocks' parameters removed; "
         "minus: slower. Below it who is ahead and the interval, 95 % of what was measured, 90 % of what is predicted. Equal: "
-        f"within {MARGIN - 1:.0%} either way. Not settled: the interval leaves it open. –: no such model within 1 % of the size.",
+        f"within {percent(MARGIN - 1)} either way. Not settled: the interval leaves it open. –: no such model within 1 % of the size.",
     )
 
 
@@ -57,19 +57,18 @@ def pairs(s: Study) -> Table:
     labels = _labels(s)
     rows = (
         (
-            f"{p.ratio:.0%}", p.quant, p.what + (f", {p.threads} threads" if len(s.threads) > 1 else ""), f"{p.context:,}",
-            labels[p.width, p.quant], num(p.depth_tok_per_s, "measured"), num(p.width_tok_per_s, "measured"),
-            gain(p.measured, p.winner, "measured"),
-            Num(signed(p.predicted), "predicted") if p.predicted else missing_prediction(),
+            labels[p.width, p.quant], percent(p.ratio), p.quant, state(s, p), num(p.depth_tok_per_s, "measured"),
+            num(p.width_tok_per_s, "measured"), gain(p.measured, p.winner, "measured"),
+            Num(signed(p.predicted), "predicted") if p.predicted else Num("–", tone="mute"),
         )
         for p in s.pairs
     )  # fmt: skip
     return Table(
-        ("removed", "quantisation", "what", "context", "against", "depth, tokens/s", "width, tokens/s", "depth is", "predicted"),
+        ("against", "removed", "quantisation", "state", "depth, tokens/s", "width, tokens/s", "depth is", "predicted"),
         tuple(rows),
         "Repetitions side by side in the same minutes, with the 95 % interval of their mean ratio. Predicted: by a fit that saw "
         "neither model.",
-    )  # fmt: skip
+    )
 
 
 def models(s: Study) -> Table:
@@ -131,7 +130,7 @@ def projections(s: Study) -> Table:
     return Table(
         ("device", "against", "quantisation", "context", "depth, tokens/s", "depth is"),
         tuple(rows),
-        f"Nothing here was measured: {main_quant(s)}, {middle(s):.0%} removed, by the device's own calibration where its profile has "
+        f"Nothing here was measured: {main_quant(s)}, {percent(middle(s))} removed, by the device's own calibration where its profile has "
         "one, else by its backend's prior. Every ratio and quantisation is in study.json.",
     )
 
@@ -234,8 +233,9 @@ def basis(p: Projection) -> Kind:
     return "prior" if p.basis.startswith("prior") else "predicted"
 
 
-def missing_prediction() -> Num:
-    return Num("–", tone="mute")
+def state(s: Study, p: Pair) -> str:
+    threads = f", {p.threads} thread{'' if p.threads == 1 else 's'}" if len(s.threads) > 1 else ""
+    return (f"decode after {p.context:,}" if p.what == "decode" else f"prompt of {p.context:,}") + threads
 
 
 def _kinds(s: Study) -> Iterable[str]:

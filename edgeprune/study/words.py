@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from edgeprune.report.text import runtime_name
+from edgeprune.report.text import percent, runtime_name
 from edgeprune.study.explain import PARTS
 from edgeprune.study.figures import name
 from edgeprune.study.record import Pair, Study
-from edgeprune.study.tables import WHO, explained, gain, kind, model, signed
+from edgeprune.study.tables import WHO, explained, gain, kind, model, signed, state
 from edgeprune.study.verdict import MARGIN
 
 AGAINST = {
@@ -48,7 +48,7 @@ def tone(s: Study) -> str:
 
 
 def question(s: Study) -> str:
-    ratios = _list([f"{r:.0%}" for r in s.ratios])
+    ratios = _list([percent(r) for r in s.ratios])
     only = "Speed only: random weights of this model's true shape; nothing here says what removal does to its answers. "
     return (
         f"{only if s.speed_only else ''}Of the blocks' parameters {ratios} removed, once as whole blocks (depth) and once as heads "
@@ -62,19 +62,23 @@ def verdicts(s: Study) -> Iterator[str]:
     for key, mine in _by_kind(s).items():
         counts = {w: sum(p.winner == w for p in mine) for w in WHO}
         ends = sorted(p.measured.middle for p in mine)
-        told = ", ".join(f"{WHO[w]} {n}" for w, n in counts.items() if n)
+        said = {
+            "depth": "depth is ahead in {}",
+            "width": "width in {}",
+            "equal": "equal in {}",
+            "open": "not settled in {}",
+        }
+        told = ", ".join(said[w].format(n) for w, n in counts.items() if n)
         span = f"{ends[0]:.2f} to {ends[-1]:.2f}" if len(ends) > 1 else f"{ends[0]:.2f}"
-        where = "1 state" if len(mine) == 1 else f"{len(mine)} states"
-        yield f"Against {AGAINST.get(key, f'widths in {key}s')}, depth decodes at {span} times the speed ({where}; ahead: {told})."
+        yield f"Against {AGAINST.get(key, f'widths in {key}s')}, depth decodes at {span} times the speed; of {len(mine)}, {told}."
 
 
 def lost(s: Study) -> Iterator[str]:
     for p in s.pairs:
         if p.winner == "width":
             found = gain(p.measured, p.winner, "")
-            what = f"decode after {p.context:,} tokens" if p.what == "decode" else f"a prompt of {p.context:,} tokens"
             yield (
-                f"{p.quant}, {what}, {p.ratio:.0%} removed, against {name(model(s, p.width))}: {found.text} "
+                f"{p.quant}, {state(s, p)} tokens, {percent(p.ratio)} removed, against {name(model(s, p.width))}: {found.text} "
                 f"({found.sub.split(', ', 1)[1]})."
             )
 
@@ -104,7 +108,7 @@ def foresight(s: Study) -> str:
     return (
         f"Each model's time was predicted by a fit of the others: {statistics.median(errors):.1%} off in the middle, "
         f"{errors[-1]:.0%} at worst, over {len(errors)} states. Of {len(known)} pairs it names the measured outcome (depth, width or "
-        f"equal within {MARGIN - 1:.0%}) in {right}; in {inside} the ratio lies inside the measured interval."
+        f"equal within {percent(MARGIN - 1)}) in {right}; in {inside} the ratio lies inside the measured interval."
     )
 
 
