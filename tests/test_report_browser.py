@@ -9,9 +9,12 @@ import pytest
 from _browser import browser, look, printed, variant
 from _report_extras import FEWER, HEALING, PLANNED, behaving, late, with_fewer_bits
 from _report_records import HOST, artifacts, measurements, qualities, run_folder
+from _study import judged, synthetic
 
 from edgeprune import report as single
 from edgeprune.report import beside, doc, page
+from edgeprune.study import figures
+from edgeprune.study import page as studies
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +50,13 @@ def pages(tmp_path_factory):
     run_folder(folder / "bare", artifacts=artifacts()[:2])
     many = beside.build([full(folder / "full"), folder / "other", folder / "bare"])
     report = single.build(folder / "full")
-    return {"one": (single.page_of(report), many.runs[0]), "many": (beside.page_of(many), many)}
+    (folder / "study").mkdir()
+    made = judged(synthetic(folder / "study")[-1])
+    return {
+        "one": (single.page_of(report), many.runs[0]),
+        "many": (beside.page_of(many), many),
+        "study": (studies.page_of(made, figures.drawn(made)), made),
+    }
 
 
 @pytest.fixture(scope="module")

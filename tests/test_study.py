@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import subprocess
 import sys
 
 import pytest
+from _study import LLAMACPP, synthetic, tinyllama
 
-from edgeprune import devices, known_models
+from edgeprune import known_models
 from edgeprune import model as models
 from edgeprune._generated import Geometry, make_gguf
 from edgeprune._sizes import Shapes, sizes
 from edgeprune.blocks import whole
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.study import design as designing
-from edgeprune.study import explain, kept, measure, page, project, run, verdict
+from edgeprune.study import explain, measure, page, project, verdict
 from edgeprune.study.design import design, shape_of
-from edgeprune.study.record import Interval, Study
+from edgeprune.study.record import Interval, Pair, Study
 
-LLAMACPP = [("llamacpp", q) for q in ("Q4_0", "Q4_K_M", "Q8_0")]
 SMALL = Geometry(hidden=512, ffn=1408, heads=8, kv_heads=4, n_blocks=4, vocab=2048, tied=False, context=2048)
-
-
-def tinyllama():
-    return design("tinyllama-1.1b", shape_of(known_models.load("tinyllama-1.1b")), (0.2, 0.3), LLAMACPP)
 
 
 # --- the design -----------------------------------------------------------------------------------
@@ -76,6 +71,18 @@ def test_what_can_not_be_matched_is_said_and_the_rest_goes_on():
     assert any("leaves no block" in line for line in found.refused)
 
 
+def test_what_a_runtime_can_not_hold_is_named():
+    """MatMulNBits packs blocks of 32 along a row; GGUF has types without blocks to fall back to."""
+    found = design(
+        "tinyllama-1.1b", shape_of(known_models.load("tinyllama-1.1b")), (0.2,), [*LLAMACPP, ("onnxruntime", "int8")]
+    )
+    held = {t.variant.rounding for t in found.tasks if t.runtime == "onnxruntime" and t.variant.kind == "width"}
+    assert held == {32, 256} and any(
+        "int8 holds widths in 32s" in line and "left out" in line for line in found.refused
+    )
+    assert {t.variant.rounding for t in found.tasks if t.runtime == "llamacpp"} == {0, 1, 32, 256}
+
+
 def test_wrong_input_is_named():
     for bad in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(UsageError, match="more than 0 and less than 1"):
@@ -84,6 +91,8 @@ def test_wrong_input_is_named():
         shape_of(known_models.load("gemma-3-1b"))
     with pytest.raises(UsageError, match="Q4_K_M"):
         designing.quants_of("Q4_KM")
+    with pytest.raises(UsageError, match="1 or more"):
+        designing.check_roundings([-1])
     with pytest.raises(UsageError, match="2048"):
         designing.check_contexts([4096], 8, known_models.load("tinyllama-1.1b"))
 
@@ -103,38 +112,9 @@ def test_bytes_without_fallbacks_are_the_files_own_where_256_divides():
     assert "F16" in {w.type for w in real} and "F16" not in plain
 
 
-def samples_of(found, rates, slower=1.0, noise=0.004):
-    """What a machine of these rates would take, with 3 % more on odd widths if so told."""
-    rng = random.Random(1)
-    out = []
-    for group, (_, quant) in enumerate(LLAMACPP[:2]):
-        for t in found.tasks:
-            if t.quant != quant or t.variant.ratio not in (0.0, 0.2):
-                continue
-            for context in (0, 2048):
-                seconds = explain.token(t.variant.spec, "llamacpp", quant, rates, context + 2).seconds
-                seconds *= slower if t.variant.rounding == 1 else 1.0
-                for k in range(5):
-                    ns = tuple(round(1e9 * seconds * rng.gauss(1, noise)) for _ in range(4))
-                    out.append(
-                        measure.Sample(
-                            t.variant.name, "llamacpp", quant, 2, "decode", context, k, group, ns, "cpu", "b"
-                        )
-                    )
-    return out
-
-
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
-    from edgeprune._rates import find
-
-    found, host = tinyllama(), devices.load("intel-12-13-ddr5")
-    rates = find(host, "llamacpp", "cpu", None, "Q4_K_M")
-    samples = samples_of(found, rates, slower=1.1)
-    asked = measure.Protocol(threads=(2,))._asdict() | measure.Limits()._asdict()
-    begun = kept.begin(tmp_path_factory.mktemp("kept"), asked, host, found, {}, {}, "edgeprune study")
-    made = run.conclude(begun, samples, ["left out: this"], profiles=project.chosen(["rpi5-8gb"]))
-    return found, samples, made.cells, rates, made
+    return synthetic(tmp_path_factory.mktemp("kept"))
 
 
 def test_parts_add_up_and_blind_predictions_are_near(explained):
@@ -229,6 +209,20 @@ def test_speed_at_equal_damage():
         "nothing is said beyond depth's damage"
     )
     assert found[0].depth_tok_per_s == pytest.approx(math.sqrt(200)) and found[0].ratio.low < found[0].ratio.middle
+
+
+def test_along_the_threads_what_was_measured():
+    def pair(width, threads, middle, context=0):
+        x = Interval(low=middle - 0.1, middle=middle, high=middle + 0.1)
+        return Pair(ratio=0.2, runtime="llamacpp", quant="Q4_0", threads=threads, what="decode", context=context, depth="d",
+                    width=width, equal="parameters", repetitions=2, depth_tok_per_s=1, width_tok_per_s=1, measured=x,
+                    predicted=None, winner="open")  # fmt: skip
+
+    pairs = [pair("a", 2, 1.2), pair("a", 1, 1.1), pair("a", 1, 9.0, context=64), pair("b", 1, 1.3)]
+    (found,) = verdict.along_threads(pairs, {"a": "A", "b": "B"}, 0.2, "Q4_0")
+    assert (found.width, found.x, [y.middle for y in found.y]) == ("A", (1.0, 2.0), [1.1, 1.2]), (
+        "one number is no curve"
+    )
 
 
 # --- real runs ------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 from _shapes import make_scores
 
-from edgeprune import devices, model
+from edgeprune import devices, model, tasks
 from edgeprune.errors import WrongWeights
 from edgeprune.study import judge, kept, measure, real, run
 
@@ -56,8 +57,24 @@ def test_widths_of_each_layer_are_as_published_and_match_too(tiny_folder, tmp_pa
     assert any(line.startswith("wanda_sp, 40%") and "as wide as the others" in line for line in d.refused)
 
 
+@pytest.fixture
+def suite(tmp_path):
+    """One local task of two questions."""
+    pytest.importorskip("lm_eval")
+    docs = [{"q": "the quick brown fox", "choices": ["jumps", "over"], "label": i} for i in range(2)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    task = {
+        "task": "choice", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "docs.jsonl")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "choices",
+        "doc_to_target": "label", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "choice.yaml").write_text(json.dumps(task))
+    with tasks.suite(tasks.Asked(("choice",), include=tmp_path, context_tokens=64)) as ready:
+        yield ready
+
+
 @pytest.mark.slow
-def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
+def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
     d, subject = prepared(tiny_folder("llama"), tmp_path)
     out = tmp_path / "study"
     protocol = measure.Protocol(contexts=(0,), n_prompt=8, n_gen=2, repetitions=2)
@@ -65,7 +82,7 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
     judged = judge.Asked(n_windows=1, context_tokens=64, n_threads=1, healer="refit", heal_windows=6)
 
     def prepare(begun):
-        who = functools.partial(judge.Judge, subject, judged, None, progress=lambda *_: None, say=print)
+        who = functools.partial(judge.Judge, subject, judged, suite, progress=lambda *_: None, say=print)
         return run.Ready(d, real.source(subject), who, subject.plans, subject.widths)
 
     def study(prepare):
@@ -78,8 +95,11 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path):
     assert set(kl) == {"whole", "depth-3b", "wanda_sp-3b-1"}
     assert [q.variant for q in found.qualities if q.healed] == ["depth-3b"]
     assert kl["whole"] < 0.01 < min(kl["depth-3b"], kl["wanda_sp-3b-1"]), "Q8_0 alone hardly differs from torch"
+    assert all([(t.task, t.value) for t in q.tasks] == [("choice", 0.5)] for q in found.qualities), (
+        "the same question twice"
+    )
     text = (out / "report.md").read_text()
-    assert "What it does to the model" in text and "Speed only" not in text
+    assert "What it does to the model" in text and "choice, acc" in text and "Speed only" not in text
     assert not (out / "files").exists()
     assert kept.read(out).design == d and kept.read(out).widths == subject.widths
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STUDIES = {
-    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_K_M,Q4_0,Q8_0 --round 1,32,256 --contexts 0,2048 "
+    "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_K_M,Q4_0,Q8_0 --round 1,32,256 --contexts 0,2000 "
     "-p 128 -n 16 --max-disk 8GB --max-memory 11GB",
     "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_0,int8 --round 0,32 --contexts 0 -p 128 --heal",
 }

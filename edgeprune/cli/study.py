@@ -11,7 +11,7 @@ from edgeprune.cli import _show_report
 from edgeprune.cli._app import command_line, verb
 from edgeprune.cli._options import Force, Json, Window, Windows, _size
 from edgeprune.cli._terminal import emit, note, progress
-from edgeprune.cli.evaluate import Limit, TaskData, TaskNames
+from edgeprune.cli.evaluate import Include, Limit, TaskData, TaskNames
 from edgeprune.errors import UsageError
 
 
@@ -71,6 +71,7 @@ def study(
     window: Window = 512,
     tasks: TaskNames = None,
     task_data: TaskData = None,
+    include_path: Include = None,
     limit: Limit = None,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=1)] = 256,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", min=1)] = 24,
@@ -128,7 +129,7 @@ def study(
             judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None, calibration_windows)
             asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
             asked |= {"calibration_windows": calibration_windows}
-            zeroshot = _suite(stack, tasks, task_data, limit, judged.n_threads, output)
+            zeroshot = _suite(stack, tasks, task_data, include_path, limit, judged.n_threads, output)
             asked |= {"tasks": [zeroshot.names, limit]} if zeroshot else {}
 
             def prepare(begun: Any) -> running.Ready:
@@ -143,14 +144,15 @@ def study(
 
 
 def _suite(
-    stack: Any, names: list[str] | None, data: Path | None, limit: float | None, n_threads: int, output: Path
-) -> Any:
+    stack: Any, names: list[str] | None, data: Path | None, include: Path | None, limit: float | None, n_threads: int,
+    output: Path,
+) -> Any:  # fmt: skip
     from edgeprune.tasks import Asked, suite
 
     known = tuple(name for part in names or [] for name in part.split(",") if name)
-    if not known and (data or limit):
-        raise UsageError("--task-data and --limit are for --tasks; name some")
-    asked = Asked(known, data, limit=limit, n_threads=n_threads)
+    if not known and (data or include or limit):
+        raise UsageError("--task-data, --include-path and --limit are for --tasks; name some")
+    asked = Asked(known, data, include, limit, n_threads=n_threads)
     return stack.enter_context(suite(asked, output / "zeroshot", note)) if known else None
 
 

@@ -94,6 +94,7 @@ class Page:
     lead: str
     sections: tuple[Section, ...]
     plots: Callable[[], dict[str, str]]  # SVG by name, drawn when asked for: Markdown has none
+    footer: str = "Made by edgeprune from the records of the run. The same facts are in the .md, .json and .csv files of this name."
 
 
 # --- Markdown -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from edgeprune.types import Blocks
 TEMPLATES = Path(__file__).parent / "templates"
 KINDS = {
     "measured": "read from a process or a file",
-    "predicted": "computed by edgeprune's cost model from the plan",
+    "predicted": "computed by edgeprune's cost model",
     "prior": "typical of other models or machines, not fitted to this one",
 }
 

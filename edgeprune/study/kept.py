@@ -66,7 +66,8 @@ class Found(NamedTuple):
 def find(out: Path, asked: dict[str, Any], force: bool) -> Found | None:
     """What `out` holds of this study; None where it is to be begun. A finished one may be of any machine.
 
-    Raises UsageError when it holds another study, or one that another machine or another version began (unless `force`).
+    Raises UsageError when it holds another study, or one that another machine or version began. With `force` those, and a
+    finished one, are begun again.
     """
     if not is_study(out):
         return None
@@ -75,15 +76,12 @@ def find(out: Path, asked: dict[str, Any], force: bool) -> Found | None:
         kept = read(out)
     except InputRejected:
         kept = None
-    if kept and kept.asked == _plain(asked) and (finished or kept.here == here()):
+    same = kept is not None and kept.asked == _plain(asked)
+    if same and (not force if finished else kept.here == here()):
         return Found(kept, finished)
     if force:
         return None
-    what = (
-        "another study"
-        if kept is None or kept.asked != _plain(asked)
-        else "one that was begun elsewhere or with others"
-    )
+    what = "one begun on another machine or version" if same else "another study"
     raise UsageError(f"{out} holds {what}; choose another -o, or pass --force to begin again there")
 
 

@@ -37,6 +37,7 @@ def page_of(s: Study, drawn: dict[str, str]) -> doc.Page:
         lead=words.question(s),
         sections=tuple(_sections(s)),
         plots=lambda: drawn,
+        footer="Made by edgeprune from design.json and the samples beside it; every figure of the page is in study.json.",
     )
 
 
