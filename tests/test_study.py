@@ -93,8 +93,11 @@ def test_wrong_input_is_named():
         designing.quants_of("Q4_KM")
     with pytest.raises(UsageError, match="1 or more"):
         designing.check_roundings([-1])
+    small = known_models.load("tinyllama-1.1b")  # holds 2048
     with pytest.raises(UsageError, match="2048"):
-        designing.check_contexts([4096], 8, known_models.load("tinyllama-1.1b"))
+        designing.check_contexts([2048], 8, small)
+    assert designing.default_contexts(8, small) == (0, 2040)
+    designing.check_contexts(designing.default_contexts(8, small), 8, small)
 
 
 # --- the explanation ------------------------------------------------------------------------------
@@ -175,8 +178,8 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
     text, html = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     for said in (
         "Speed only",
-        "| this machine | Q4\\_0 | 0 |",
-        "single-board computer: rpi5-8gb | Q4\\_K\\_M",
+        "| this machine (Q4\\_0, after 0) |",
+        "single-board computer: rpi5-8gb (Q4\\_K\\_M, after",
         "left out: this",
     ):
         assert said in text, said

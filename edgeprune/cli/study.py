@@ -34,7 +34,7 @@ Ratios = Annotated[
     Any, typer.Option(parser=_ratios, metavar="R,R,…", help="Shares of the blocks' parameters to remove.")
 ]
 Quants = Annotated[str | None, typer.Option(metavar="Q,Q,…", help="Quantisations of either runtime, e.g. Q4_K_M,int8. Default: Q8_0,Q4_K_M,Q4_0.")]  # fmt: skip  # noqa: E501
-Contexts = Annotated[Any, typer.Option(parser=_counts, metavar="N,N,…", help="Tokens in the cache while decoding.")]
+Contexts = Annotated[Any, typer.Option(parser=_counts, metavar="N,N,…", help="Tokens in the cache while decoding. Default: 0,2048, or as many as the model holds.")]  # fmt: skip  # noqa: E501
 Threads = Annotated[Any, typer.Option("--threads", "-t", parser=_counts, metavar="N,N,…", help="Everything once for each. Default: physical cores.")]  # fmt: skip  # noqa: E501
 SpeedOnly = Annotated[bool, typer.Option("--speed-only", help="Random weights of the model's shape: no weights are needed, nothing is said of quality.")]  # fmt: skip  # noqa: E501
 Devices = Annotated[list[str] | None, typer.Option("--device", "-d", help="One to foretell it for; repeatable. Default: some of every class.")]  # fmt: skip  # noqa: E501
@@ -56,7 +56,7 @@ def study(
     output: Output,
     ratios: Ratios = "0.1,0.2,0.3",
     quants: Quants = None,
-    contexts: Contexts = "0,2048",
+    contexts: Contexts = None,
     speed_only: SpeedOnly = False,
     width: Methods = None,
     round_to: Roundings = "0,1,32,256",
@@ -108,24 +108,25 @@ def study(
     kinds = designing.quants_of(quants or "Q8_0,Q4_K_M,Q4_0")
     profiles = project.chosen(device or [])
     limits = Limits(max_disk, max_memory)
+    spec, known = (shape_of(model)[0], None) if speed_only else _spec_and_scores(model, scores)
+    contexts = contexts or designing.default_contexts(n_gen, spec)
+    designing.check_contexts(contexts, n_gen, spec)
     protocol = Protocol(tuple(sorted(contexts)), n_prompt, n_gen, repetitions, threads or (physical_cores(),))
     asked = {"ratios": ratios, "quants": kinds, "round": round_to} | protocol._asdict() | limits._asdict()
     with contextlib.ExitStack() as stack:
         tick = stack.enter_context(progress())
         if speed_only:
-            spec, _ = shape_of(model)
+            if tasks or heal or scores:
+                raise UsageError("--speed-only has random weights, of which --tasks, --heal and --scores say nothing")
             shape = designing.shape_of(spec)
             asked |= {"model": spec.name, "shape": shape}
 
             def prepare(_: Any) -> running.Ready:
                 plan = designing.design(spec.name, shape, ratios, kinds, round_to)
                 return running.Ready(plan, generated_source(max_disk))
+        elif known is None:
+            raise UsageError(f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only")
         else:
-            spec, known = _spec_and_scores(model, scores)
-            if known is None:
-                raise UsageError(
-                    f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only"
-                )
             judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None, calibration_windows)
             asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
             asked |= {"calibration_windows": calibration_windows}
@@ -135,7 +136,6 @@ def study(
             def prepare(begun: Any) -> running.Ready:
                 return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, tick)
 
-        designing.check_contexts(contexts, n_gen, spec)
         found = running.study(
             asked, output, prepare=prepare, host=lambda: devices.load(devices.HOST), profiles=profiles,
             command=command_line(), force=force, progress=tick, say=note,

@@ -122,6 +122,11 @@ def check_ratios(ratios: Sequence[float]) -> None:
             )
 
 
+def default_contexts(n_gen: int, spec: ModelSpec) -> tuple[int, ...]:
+    """None, and 2048 or as many as the model holds."""
+    return (0, min(2048, max(1, spec.context_length_tokens - n_gen)))
+
+
 def check_contexts(contexts: Sequence[int], n_gen: int, spec: ModelSpec) -> None:
     for c in contexts:
         if c < 0 or c + n_gen > spec.context_length_tokens:

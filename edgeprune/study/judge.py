@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeprune import evaluate, heal, tasks
-from edgeprune.errors import EdgepruneError, OutOfResources
+from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation import TaskScore
 from edgeprune.export import export, formats
 from edgeprune.files import remove
@@ -54,7 +54,7 @@ class Judge:
         return [(t, h) for t, h in wanted if (t.variant.name, t.quant, h) not in known]
 
     def __call__(self, made: Sequence[tuple[Task, Path]], work: Path) -> None:
-        """Judge all that is left of these files. What fails is told and left out; a full disk raises OutOfResources."""
+        """Judge all that is left of these files. What fails is told and left out."""
         paths = {t.name: path for t, path in made}
         left = self.left([t for t, _ in made])
         for start in range(0, len(left), TOGETHER):
@@ -64,8 +64,6 @@ class Judge:
                 for t, healed in part:
                     try:
                         path = stack.enter_context(self._healed(t, work)) if healed else paths[t.name]
-                    except OutOfResources:
-                        raise
                     except EdgepruneError as e:
                         self._fail(t, healed, e)
                     else:

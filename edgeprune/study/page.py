@@ -67,7 +67,7 @@ def _sections(s: Study) -> Iterator[Section]:
         tasks = (scored,) if scored else ()
         yield Section("quality", "What it does to the model", (Figures(see), tables.quality(s), *tasks, *equal))
     yield Section("why", "Why", tuple(_why(s)))
-    yield Section("turns", "Where it turns: predictions", tuple(_turns(s)))
+    yield Section("turns", "Where it turns", tuple(_turns(s)))
     yield Section("missing", "Not measured", (Items(tuple(words.missing(s))),))
     made = tuple(sorted(s.environment.items()))
     yield Section("method", "Method and environment", (Text(words.method(s)), Facts(made), Code(s.command)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from edgeprune.report.doc import Table
 from edgeprune.report.text import Cell as Box
@@ -13,6 +13,7 @@ from edgeprune.study.figures import main_quant, middle, name
 from edgeprune.study.record import Cell, Interval, Model, Pair, Projection, Quality, Study, Winner
 from edgeprune.study.verdict import MARGIN
 
+Line = tuple[str, str, int, dict[tuple[str, str], Box]]  # where, quantisation, context, cell by kind and method
 WIDE = 5.0  # a ratio beyond which an interval's end says nothing
 WHO = {"depth": "depth", "width": "width", "equal": "equal", "open": "not settled"}
 KINDS = {"layers": "width per layer", "1": "odd width", "32": "in 32s", "32h": "in 32s, heads out", "256": "in 256s"}
@@ -22,11 +23,14 @@ KINDS |= {"bytes": "equal bytes"}
 def verdict(s: Study) -> Table:
     """This machine, measured, then each class of devices, foretold: the middle ratio."""
     rows = [*_measured(s), *_foretold(s)]
-    shown = [k for k in _kinds(s) if any(k in cells for *_, cells in rows)]
+    order = [*KINDS]
+    found = dict.fromkeys(k for *_, cells in rows for k in cells)
+    shown = sorted(found, key=lambda k: (order.index(k[0]) if k[0] in order else len(order), k))
     return Table(
-        ("where", "quantisation", "context", *(KINDS.get(k, f"in {k}s") for k in shown)),
+        ("where", *(KINDS.get(k, f"in {k}s") + (f" ({method})" if method else "") for k, method in shown)),
         tuple(
-            (where, q, f"{c:,}", *(cells.get(k, Num("–", tone="mute")) for k in shown)) for where, q, c, cells in rows
+            (Num(where, sub=f"{quant}, after {context:,}"), *(cells.get(k, Num("–", tone="mute")) for k in shown))
+            for where, quant, context, cells in rows
         ),
         f"How much faster a token is with fewer blocks than with thinner ones, {percent(middle(s))} of the blocks' parameters removed; "
         "minus: slower. Below it who is ahead and the interval, 95 % of what was measured, 90 % of what is predicted. Equal: "
@@ -34,21 +38,21 @@ def verdict(s: Study) -> Table:
     )
 
 
-def _measured(s: Study) -> Iterator[tuple[str, str, int, dict[str, Box]]]:
+def _measured(s: Study) -> Iterator[Line]:
     mine = [p for p in s.pairs if (p.what, p.ratio, p.threads) == ("decode", middle(s), s.threads[-1])]
     for quant, context in dict.fromkeys((p.quant, p.context) for p in mine):
         here = [p for p in mine if (p.quant, p.context) == (quant, context)]
-        yield "this machine", quant, context, {kind(s, p): gain(p.measured, p.winner, "measured") for p in here}
+        yield "this machine", quant, context, {_column(s, p): gain(p.measured, p.winner, "measured") for p in here}
 
 
-def _foretold(s: Study) -> Iterator[tuple[str, str, int, dict[str, Box]]]:
+def _foretold(s: Study) -> Iterator[Line]:
     """One device of every class, the quantisation that there is room for, the first and the last context."""
     mine = [p for p in s.projections if p.ratio == middle(s) and p.quant == main_quant(s)]
     for of_class in dict.fromkeys(p.device_class for p in mine):
         device = next(p.device for p in mine if p.device_class == of_class)
         for context in dict.fromkeys((min(s.contexts), max(s.contexts))):
             here = [p for p in mine if (p.device, p.context) == (device, context)]
-            cells = {kind(s, p): gain(p.predicted, p.winner, basis(p)) for p in here}
+            cells = {_column(s, p): gain(p.predicted, p.winner, basis(p)) for p in here}
             if here:
                 yield f"{of_class}: {device}", main_quant(s), context, cells
 
@@ -238,10 +242,10 @@ def state(s: Study, p: Pair) -> str:
     return (f"decode after {p.context:,}" if p.what == "decode" else f"prompt of {p.context:,}") + threads
 
 
-def _kinds(s: Study) -> Iterable[str]:
-    """Columns in the order of KINDS, then other roundings."""
-    found = {kind(s, p) for p in s.pairs} | {kind(s, p) for p in s.projections}
-    return [*(k for k in KINDS if k in found), *sorted(found - KINDS.keys())]
+def _column(s: Study, p: Pair | Projection) -> tuple[str, str]:
+    """A pair's kind of width, and its method where there are several."""
+    methods = {m.method for m in s.models if m.kind == "width"}
+    return kind(s, p), model(s, p.width).method if len(methods) > 1 else ""
 
 
 def _mb(n: int | None) -> Num:
