@@ -57,16 +57,16 @@ def _statistics(samples_ns: tuple[int, ...], n_tokens: int) -> dict[str, Any]:
     }
 
 
-def run(binary: Path, gguf: Path, workload: Workload, ours: Measurement | None) -> list[dict[str, Any]]:
-    """Rows of a real llama-bench on the same file and workload, with the threads and repacking of our measurement.
+def run(binary: Path, gguf: Path, workload: Workload, build: str = "") -> list[dict[str, Any]]:
+    """Rows of a real llama-bench on the same file and workload, repacking weights or not as our `build` of llama.cpp does.
 
     Raises InputRejected when it can't run.
     """
     command = [binary, "-m", gguf, "-p", workload.n_prompt, "-n", workload.n_gen, "-d", workload.n_depth]
     command += ["-r", workload.repetitions, "-o", "json"]
     command += ["-ctk", workload.kv_type, "-ctv", workload.kv_type, "-fa", "on"] if workload.kv_type else []
-    if ours:
-        command += ["-t", ours.n_threads, *(["--repack", 0] if "no repacked weights" in ours.build else [])]
+    command += ["-t", workload.n_threads] if workload.n_threads else []
+    command += ["--repack", 0] if "no repacked weights" in build else []
     try:
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True)
         return json.loads(done.stdout)

@@ -91,14 +91,14 @@ def test_a_damaged_file_is_refused_by_the_fresh_process(smollm2_gguf, tmp_path):
 @pytest.mark.skipif("LLAMA_BENCH" not in os.environ, reason="LLAMA_BENCH names no llama-bench binary to compare with")
 def test_agrees_with_a_real_llama_bench(smollm2_gguf):
     """Interleaved, best of three each: on a shared machine the best run is the one least disturbed."""
-    load = Workload(n_prompt=256, n_gen=32, repetitions=3)
+    load = Workload(n_prompt=256, n_gen=32, repetitions=3, n_threads=bench.physical_cores())
     ours: dict[str, list[float]] = {"pp": [], "tg": []}
     theirs: dict[str, list[float]] = {"pp": [], "tg": []}
     for _ in range(3):
         (m,) = bench.measure({"it": smollm2_gguf}, load, progress=quiet)
         for rows, into in (
             (llama_bench.rows(m), ours),
-            (llama_bench.run(Path(os.environ["LLAMA_BENCH"]), smollm2_gguf, load, m), theirs),
+            (llama_bench.run(Path(os.environ["LLAMA_BENCH"]), smollm2_gguf, load, m.build), theirs),
         ):
             for row in rows:
                 into["pp" if row["n_prompt"] else "tg"] += row["samples_ts"]
@@ -108,9 +108,9 @@ def test_agrees_with_a_real_llama_bench(smollm2_gguf):
 
 def test_a_llama_bench_that_is_none(tmp_path, smollm2_gguf):
     with pytest.raises(InputRejected, match="llama-bench"):
-        llama_bench.run(Path("/bin/true"), smollm2_gguf, SMALL, None)
+        llama_bench.run(Path("/bin/true"), smollm2_gguf, SMALL)
     with pytest.raises(InputRejected, match="llama-bench"):
-        llama_bench.run(tmp_path / "gone", smollm2_gguf, SMALL, None)
+        llama_bench.run(tmp_path / "gone", smollm2_gguf, SMALL)
 
 
 @pytest.mark.slow

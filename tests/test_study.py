@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -257,6 +258,9 @@ def test_a_study_of_a_small_model_goes_on_where_it_stopped(tmp_path):
     ]
     command += "--ratios 0.25 --quants Q4_0 --contexts 0,64 -p 16 -n 3 -r 2 -t 1 --device rpi5-8gb --json".split()
 
+    real = os.environ.get("LLAMA_BENCH")
+    command += ["--llama-bench", real] if real else []
+
     def run(*more):
         return subprocess.run([*command, *more], capture_output=True, text=True)
 
@@ -266,6 +270,9 @@ def test_a_study_of_a_small_model_goes_on_where_it_stopped(tmp_path):
     assert found.speed_only and {p.what for p in found.pairs} == {"prefill", "decode"} and not (out / "files").exists()
     for m in found.models:
         assert m.file_bytes == pytest.approx(m.predicted_bytes, rel=0.02) and m.memory_bytes
+    assert {(x.variant, x.quant) for x in found.llama_bench} == (
+        {(m.variant, m.quant) for m in found.models} if real else set()
+    )
     text = (out / "report.md").read_text()
     assert "Speed only" in text and "predicted" in text
     page = (out / "report.html").read_text()

@@ -83,7 +83,7 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
 
     def prepare(begun):
         who = functools.partial(judge.Judge, subject, judged, suite, progress=lambda *_: None, say=print)
-        return run.Ready(d, real.source(subject), who, subject.plans, subject.widths)
+        return run.Ready(d, real.source(subject), {kept.QUALITY: who}, subject.plans, subject.widths)
 
     def study(prepare):
         host = devices.load("intel-12-13-ddr5")

@@ -49,5 +49,6 @@ def bench(
         results = benching.measure({str(p): p for p in artifacts}, load, progress=tick)
         for m in results if llama_bench else ():
             if m.runtime == "llamacpp":
-                theirs += real.run(llama_bench, Path(m.artifact), load, m)
+                mine = load.model_copy(update={"n_threads": m.n_threads})
+                theirs += real.run(llama_bench, Path(m.artifact), mine, m.build)
     emit([row for m in results for row in real.rows(m)] + theirs) if json else _show.measurements(results, theirs)

@@ -40,6 +40,7 @@ SpeedOnly = Annotated[bool, typer.Option("--speed-only", help="Random weights of
 Devices = Annotated[list[str] | None, typer.Option("--device", "-d", help="One to foretell it for; repeatable. Default: some of every class.")]  # fmt: skip  # noqa: E501
 MaxDisk = Annotated[int, typer.Option("--max-disk", parser=_size, metavar="SIZE", help="What files may take at a time; those that were measured are deleted.")]  # fmt: skip  # noqa: E501
 OpenMemory = Annotated[int, typer.Option("--max-memory", parser=_size, metavar="SIZE", help="What models that are open side by side may take.")]  # fmt: skip  # noqa: E501
+LlamaBench = Annotated[Path | None, typer.Option(help="A llama-bench binary to run on the same GGUF files.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="A folder for samples, study.json, report.md and report.html; the same command goes on after a kill.")]  # fmt: skip  # noqa: E501
 
 
@@ -77,6 +78,7 @@ def study(
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", min=1)] = 24,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=2)] = 5,
     threads: Threads = None,
+    llama_bench: LlamaBench = None,
     device: Devices = None,
     max_disk: MaxDisk = "4GB",
     max_memory: OpenMemory = "6GB",
@@ -113,6 +115,8 @@ def study(
     designing.check_contexts(contexts, n_gen, spec)
     protocol = Protocol(tuple(sorted(contexts)), n_prompt, n_gen, repetitions, threads or (physical_cores(),))
     asked = {"ratios": ratios, "quants": kinds, "round": round_to} | protocol._asdict() | limits._asdict()
+    stock = _stock(llama_bench, protocol)
+    asked |= {"llama_bench": True} if stock else {}
     with contextlib.ExitStack() as stack:
         tick = stack.enter_context(progress())
         if speed_only:
@@ -123,7 +127,7 @@ def study(
 
             def prepare(_: Any) -> running.Ready:
                 plan = designing.design(spec.name, shape, ratios, kinds, round_to)
-                return running.Ready(plan, generated_source(max_disk))
+                return running.Ready(plan, generated_source(max_disk), stock)
         elif known is None:
             raise UsageError(f"which blocks of {model} go first? Give --scores, of `edgeprune score`, or --speed-only")
         else:
@@ -134,13 +138,24 @@ def study(
             asked |= {"tasks": [zeroshot.names, limit]} if zeroshot else {}
 
             def prepare(begun: Any) -> running.Ready:
-                return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, tick)
+                return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, stock, tick)
 
         found = running.study(
             asked, output, prepare=prepare, host=lambda: devices.load(devices.HOST), profiles=profiles,
             command=command_line(), force=force, progress=tick, say=note,
         )  # fmt: skip
     emit(found) if json else _show_report.study(found, output)
+
+
+def _stock(binary: Path | None, p: Any) -> dict[str, Any]:
+    import functools
+
+    from edgeprune.study.kept import STOCK
+    from edgeprune.study.stock import LlamaBench
+    from edgeprune.types import Workload
+
+    load = Workload(n_prompt=p.n_prompt, n_gen=p.n_gen, repetitions=p.repetitions, n_threads=p.threads[-1])
+    return {STOCK: functools.partial(LlamaBench, binary, load, say=note)} if binary else {}
 
 
 def _suite(
@@ -158,7 +173,7 @@ def _suite(
 
 def _real(
     stack: Any, model: str, spec: Any, scores: Any, begun: Any, output: Path, asked: dict[str, Any], judged: Any, zeroshot: Any,
-    tick: Any,
+    stock: Any, tick: Any,
 ) -> Any:  # fmt: skip
     """A study of the model's own weights: as far as `begun` goes, else rated and planned anew."""
     import functools
@@ -167,6 +182,7 @@ def _real(
     from edgeprune import model as models
     from edgeprune.study import real
     from edgeprune.study.judge import Judge
+    from edgeprune.study.kept import QUALITY
     from edgeprune.study.run import Ready
 
     folder = stack.enter_context(folders.as_folder(models.resolve(model)))
@@ -182,4 +198,4 @@ def _real(
         host, kinds = devices.load(devices.HOST), asked["quants"]
         plan = real.prepare(subject, scores, host, asked["ratios"], asked["width"], asked["round"], kinds, files)
     judge = functools.partial(Judge, subject, judged, zeroshot, progress=tick, say=note)
-    return Ready(plan, real.source(subject), judge, subject.plans, subject.widths)
+    return Ready(plan, real.source(subject), {QUALITY: judge} | stock, subject.plans, subject.widths)

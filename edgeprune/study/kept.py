@@ -2,7 +2,7 @@
 there on any machine, with nothing measured and no model at hand.
 
 design.json     Kept
-samples.jsonl   every timing; quality.jsonl: every judgement
+samples.jsonl   every timing; quality.jsonl: every judgement; llama-bench.jsonl: its rates
 study.json      what they say, once all is measured; report.md, report.html
 """
 
@@ -24,6 +24,7 @@ from edgeprune.width_plan import Widths
 from edgeprune.work import whole_lines
 
 DESIGN, SAMPLES, QUALITY, RESULT = "design.json", "samples.jsonl", "quality.jsonl", "study.json"
+STOCK = "llama-bench.jsonl"
 
 
 class Kept(Record):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
 
 from edgeprune import _host_runs
 from edgeprune._child import Child
@@ -18,9 +19,6 @@ from edgeprune.files import tree_bytes
 from edgeprune.study import make
 from edgeprune.study.design import Design, Task, file_bytes
 from edgeprune.work import Log
-
-if TYPE_CHECKING:
-    from edgeprune.study.judge import Judge
 
 Progress = Callable[[str, int, int], None]
 PROCESS_BYTES = 150_000_000  # an interpreter with the bindings, and the buffers of a small model
@@ -39,6 +37,19 @@ class Protocol(NamedTuple):
 class Limits(NamedTuple):
     disk_bytes: int = 4_000_000_000  # of files that are there at a time
     memory_bytes: int = 6_000_000_000  # of models that are open at a time
+
+
+class Other(Interface):
+    """What else is done with files while they are there; it keeps its own answers."""
+
+    def left(self, of: Sequence[Task]) -> Sequence[Any]:
+        """What is not done yet of these."""
+
+    def __call__(self, made: Sequence[tuple[Task, Path]], work: Path) -> None:
+        """Do what is left of these files, with a folder for one's own."""
+
+    def finish(self, work: Path) -> None:
+        """All is done: remove what was kept in the folder."""
 
 
 class Sample(NamedTuple):
@@ -100,10 +111,10 @@ def task_bytes(task: Task) -> int:
 
 
 def run(
-    d: Design, p: Protocol, limits: Limits, folder: Path, log: Log, *, source: make.Source, judge: Judge | None,
+    d: Design, p: Protocol, limits: Limits, folder: Path, log: Log, *, source: make.Source, others: Sequence[Other] = (),
     progress: Progress, say: Callable[[str], None],
 ) -> tuple[list[Sample], list[str]]:  # fmt: skip
-    """All samples, and a line for every model that could not be made or run; `judge` gets every file while it is there.
+    """All samples, and a line for every model that could not be made or run; `others` get every file while it is there.
 
     Raises OutOfResources for a full disk.
     """
@@ -120,7 +131,7 @@ def run(
         complete = {s.variant for s in samples if s.group == n and s.what == "memory"}
         tasks = [t for t in group.tasks if t.name not in failed]
         timed = complete >= {t.variant.name for t in tasks}
-        if len(tasks) > 1 and not (timed and not (judge and judge.left(tasks))):
+        if len(tasks) > 1 and not (timed and not any(other.left(tasks) for other in others)):
             keep = {t.name for t in plan[n + 1].tasks} if n + 1 < len(plan) else set()
             with make.files(source, folder, tasks, keep) as made:
                 for name, why in made.failed.items():
@@ -140,8 +151,8 @@ def run(
                     else:
                         samples += found
                         timed = True
-                if judge:
-                    judge(files, folder)
+                for other in others:
+                    other(files, folder)
         done += len(group.tasks)
     progress("measuring", total, total)
     return samples, list(failed.values())

@@ -52,8 +52,10 @@ def _sections(s: Study) -> Iterator[Section]:
             Items(lost or ("Nowhere among the pairs measured here.",), "Where depth loses, measured"),
         ),
     )
+    found = tables.stock(s)
+    stock = (found,) if found else ()
     speed = tuple((f"speed-{q}", f"{q}.", SPEED.format(max(s.contexts))) for q in figures.quants(s))
-    yield Section("measured", "Measured side by side", (Figures(speed), tables.pairs(s), tables.models(s)))
+    yield Section("measured", "Measured side by side", (Figures(speed), tables.pairs(s), tables.models(s), *stock))
     if s.qualities:
         equal = (tables.equal_quality(s),) if s.equal_quality else (Text(NO_EQUAL),)
         see = (

@@ -116,6 +116,15 @@ class Quality(Record):
     tasks: tuple[TaskScore, ...] = ()
 
 
+class Stock(Record):
+    """What a real llama-bench says of a file, with nothing in the context."""
+
+    variant: str
+    quant: str
+    prefill_tok_per_s: float
+    decode_tok_per_s: float
+
+
 class EqualQuality(Record):
     """A width variant beside the depth model of the same damage, which lies between two that were measured."""
 
@@ -147,6 +156,7 @@ class Study(Record):
     curves: tuple[Curve, ...]
     qualities: tuple[Quality, ...] = ()
     equal_quality: tuple[EqualQuality, ...] = ()
+    llama_bench: tuple[Stock, ...] = ()
     left_out: tuple[str, ...]
     environment: dict[str, str]
     command: str

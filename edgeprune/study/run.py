@@ -12,11 +12,10 @@ from edgeprune.files import need_space, write_text
 from edgeprune.study import explain, kept, measure, page, project, verdict
 from edgeprune.study import judge as judging
 from edgeprune.study.design import Design, Task
-from edgeprune.study.judge import Judge
 from edgeprune.study.kept import Kept
 from edgeprune.study.make import Source
-from edgeprune.study.measure import Protocol, Sample
-from edgeprune.study.record import Model, Quality, Study
+from edgeprune.study.measure import Other, Protocol, Sample
+from edgeprune.study.record import Model, Quality, Stock, Study
 from edgeprune.types import DeviceProfile, Plan
 from edgeprune.width_plan import Widths
 from edgeprune.work import Log
@@ -36,12 +35,12 @@ class Outline(NamedTuple):
     disk_bytes: int  # at a time
     seconds: float
 
-    def sentence(self, d: Design, judged: bool) -> str:
+    def sentence(self, d: Design, more: bool) -> str:
         shape = "" if d.whole.of else "'s shape"
         return (
             f"{self.n_models} models of {d.model}{shape} in {self.n_groups} groups, side by side: {self.n_bytes / 1e9:.1f} GB of "
             f"files, at most {self.disk_bytes / 1e9:.1f} GB at a time; very roughly {max(1, round(self.seconds / 60))} min"
-            + (" to measure, and more to judge" if judged else "")
+            + (" to measure, and more to judge" if more else "")
         )
 
 
@@ -59,7 +58,9 @@ class Ready(NamedTuple):
 
     design: Design
     source: Source
-    judge: Callable[[Log], Judge] | None = None  # None: speed only
+    others: dict[
+        str, Callable[[Log], Other]
+    ] = {}  # what else is done with its files, by the log that keeps the answers
     plans: dict[str, Plan] = {}  # of a real model: what its variants are made by
     widths: dict[str, Widths] = {}
 
@@ -82,18 +83,18 @@ def study(
     ready = prepare(found and found.kept)
     begun = found.kept if found else kept.begin(out, asked, host(), ready.design, ready.plans, ready.widths, command)
     d, files, ahead = begun.design, out / "files", outline(begun)
-    say(ahead.sentence(d, bool(ready.judge)))
+    say(ahead.sentence(d, bool(ready.others)))
     for line in d.refused:
         say(line)
     files.mkdir(exist_ok=True)
     need_space(out, ahead.disk_bytes)
     with ExitStack() as stack:
         log = stack.enter_context(Log.opened(out / kept.SAMPLES, begun.key, say))
-        judge = ready.judge(stack.enter_context(Log.opened(out / kept.QUALITY, begun.key))) if ready.judge else None
+        others = [make(stack.enter_context(Log.opened(out / name, begun.key))) for name, make in ready.others.items()]
         todo = d, begun.protocol, begun.limits
-        measure.run(*todo, files, log, source=ready.source, judge=judge, progress=progress, say=say)
-        if judge:
-            judge.finish(files)
+        measure.run(*todo, files, log, source=ready.source, others=others, progress=progress, say=say)
+        for other in others:
+            other.finish(files)
     if not any(files.iterdir()):
         files.rmdir()
     return draw(out, profiles)
@@ -105,7 +106,8 @@ def draw(out: Path, profiles: Sequence[tuple[str, DeviceProfile]]) -> Study:
     samples, failed = measure.replay(kept.read_log(out / kept.SAMPLES))
     qualities, unjudged = judging.replay(kept.read_log(out / kept.QUALITY))
     left_out = [*begun.refused, *failed.values(), *unjudged.values()]
-    made = conclude(begun, samples, left_out, profiles=profiles, qualities=qualities)
+    stock = [Stock.model_validate(x) for x in kept.read_log(out / kept.STOCK)]
+    made = conclude(begun, samples, left_out, profiles=profiles, qualities=qualities, stock=stock)
     write_text(out / kept.RESULT, made.to_json(), force=True)
     page.write(made, out)
     return made
@@ -114,6 +116,7 @@ def draw(out: Path, profiles: Sequence[tuple[str, DeviceProfile]]) -> Study:
 def conclude(
     begun: Kept, samples: Sequence[Sample], left_out: Sequence[str], *,
     profiles: Sequence[tuple[str, DeviceProfile]], qualities: Sequence[Quality] = (),
+    stock: Sequence[Stock] = (),
 ) -> Study:  # fmt: skip
     """What the samples say, and what the terms foretell."""
     d, p, host = begun.design, begun.protocol, begun.host
@@ -131,7 +134,7 @@ def conclude(
         contexts=p.contexts, n_prompt=p.n_prompt, n_gen=p.n_gen, repetitions=p.repetitions, threads=p.threads,
         models=models, cells=tuple(cells),
         pairs=tuple(pairs), projections=tuple(project.projections(d, profiles, p.contexts)),
-        curves=tuple(curves), qualities=tuple(qualities),
+        curves=tuple(curves), qualities=tuple(qualities), llama_bench=tuple(stock),
         equal_quality=tuple(verdict.at_equal_quality(models, qualities, cells)), left_out=tuple(left_out),
         environment=begun.here["versions"] | _machine(begun.here["host"], samples), command=begun.command, created=begun.begun,
     )  # fmt: skip

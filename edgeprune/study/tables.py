@@ -93,6 +93,39 @@ def models(s: Study) -> Table:
     )
 
 
+def stock(s: Study) -> Table | None:
+    """llama-bench beside ours, with nothing in the context."""
+    rates = {(x.variant, x.quant): x for x in s.llama_bench}
+    if not rates:
+        return None
+    mine = {(c.variant, c.quant, c.context): 1 / c.measured_s for c in s.cells if c.threads == s.threads[-1]}
+    rows = []
+    for m in s.models:
+        if found := rates.get((m.variant, m.quant)):
+            of_depth = next((x for x in s.models if (x.kind, x.ratio, x.quant) == ("depth", m.ratio, m.quant)), None)
+            deep = of_depth and rates.get((of_depth.variant, m.quant))
+            ratio = deep.decode_tok_per_s / found.decode_tok_per_s if deep and m.kind == "width" else None
+            rows.append(
+                (
+                    name(m), m.quant, num(mine.get((m.variant, m.quant, 0)), "measured"), num(found.decode_tok_per_s, "measured"),
+                    num(found.prefill_tok_per_s, "measured"), signed(ratio) if ratio else "",
+                )
+            )  # fmt: skip
+    return Table(
+        (
+            "model",
+            "quantisation",
+            "decode here, tokens/s",
+            "llama-bench's",
+            f"llama-bench's prompt of {s.n_prompt:,}",
+            "depth is",
+        ),
+        tuple(rows),
+        "The same files in a real llama-bench, one after another; ours took turns.",
+        "Beside llama-bench",
+    )
+
+
 def why(s: Study) -> Table:
     labels = _labels(s)
     rows = (

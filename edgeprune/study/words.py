@@ -131,6 +131,8 @@ def missing(s: Study) -> Iterator[str]:
     for runtime in ("llamacpp", "onnxruntime"):
         if runtime not in measured:
             yield f"{runtime_name(runtime)}: no quantisation of it was asked for."
+    if "llamacpp" in measured and not s.llama_bench:
+        yield "llama-bench on the same files: not asked for (--llama-bench)."
     if len(s.threads) == 1:
         yield f"Other numbers of threads than {s.threads[0]}: not asked for (--threads)."
     yield "Other machines: what is marked predicted or prior was not measured there."
