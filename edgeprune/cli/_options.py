@@ -27,6 +27,16 @@ def _limit(text: str) -> float:
     return value
 
 
+def _documents(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise typer.BadParameter(f"{text!r} is neither a number of documents nor a fraction below 1")
+    return value
+
+
 def _ends(text: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
@@ -72,3 +82,7 @@ Protect = Annotated[Any, typer.Option(parser=_ends, metavar="FIRST,LAST", help="
 Effort = Annotated[int, typer.Option(min=0, help="Of our searches: 0 greedy; 1 also goes back over it; more also carries that many on at every step.")]  # fmt: skip  # noqa: E501
 Precision = Annotated[str, typer.Option(help="Type of the weights while removals are chosen: float32, bfloat16 or 'auto', the fastest here.")]  # fmt: skip  # noqa: E501
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]
+Limit = Annotated[float | None, typer.Option(parser=_documents, metavar="N", help="First N documents of each task; below 1, a fraction.")]  # fmt: skip  # noqa: E501
+TaskNames = Annotated[list[str] | None, typer.Option("--tasks", metavar="NAME,…", help="lm-eval's tasks by name or pattern, or 'zeroshot': ARC, BoolQ, HellaSwag-1000, OpenBookQA, PIQA and WinoGrande from --task-data.")]  # fmt: skip  # noqa: E501
+TaskData = Annotated[Path | None, typer.Option(metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")]
+Include = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Task definitions of your own; Python code in them runs.")]  # fmt: skip  # noqa: E501

@@ -12,26 +12,11 @@ import typer
 
 from edgeprune.cli import _show, _show_evaluation
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import CacheType, Json, Texts, Window, Windows
+from edgeprune.cli._options import CacheType, Include, Json, Limit, TaskData, TaskNames, Texts, Window, Windows
 from edgeprune.cli._terminal import emit, note, progress, say
 from edgeprune.errors import UsageError
 from edgeprune.files import write_text
 
-
-def _limit(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (0 < value < 1 or (value >= 1 and value == int(value))):
-        raise typer.BadParameter(f"{text!r} is neither a number of documents nor a fraction below 1")
-    return value
-
-
-Limit = Annotated[float | None, typer.Option(parser=_limit, metavar="N", help="First N documents of each task; below 1, a fraction.")]  # fmt: skip  # noqa: E501
-TaskNames = Annotated[list[str] | None, typer.Option("--tasks", metavar="NAME,…", help="lm-eval's tasks by name or pattern, or 'zeroshot': ARC, BoolQ, HellaSwag-1000, OpenBookQA, PIQA and WinoGrande from --task-data.")]  # fmt: skip  # noqa: E501
-TaskData = Annotated[Path | None, typer.Option(metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")]
-Include = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Task definitions of your own; Python code in them runs.")]  # fmt: skip  # noqa: E501
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="For lm-eval's own table and JSON, and ours; the same command goes on there.")]  # fmt: skip  # noqa: E501
 Precise = Annotated[bool, typer.Option("--precise", help="llama.cpp's arithmetic for tasks and generation as close to torch's as it gets, slower than its users'.")]  # fmt: skip  # noqa: E501
 

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeprune.cli import _show_report
 from edgeprune.cli._app import command_line, verb
-from edgeprune.cli._options import Force, Json, Window, Windows, _size
+from edgeprune.cli._options import Force, Include, Json, Limit, TaskData, TaskNames, Window, Windows, _size
 from edgeprune.cli._terminal import emit, note, progress
-from edgeprune.cli.evaluate import Include, Limit, TaskData, TaskNames
 from edgeprune.errors import UsageError
 
 
@@ -93,6 +91,7 @@ def study(
 
     from edgeprune import catalog, devices
     from edgeprune.bench import physical_cores
+    from edgeprune.cli import _show_report
     from edgeprune.cli._models import shape_of
     from edgeprune.cli.plan import _spec_and_scores
     from edgeprune.study import design as designing
