@@ -1,6 +1,6 @@
 """Heal: win back what a cut lost. The result is an ordinary pruned folder with other weights.
 
-In closed form (edgeprune.closed_form) or by training (edgeprune.retrain), as the healer's module says.
+In closed form (edgeprune.closed_form) or by training (edgeprune.training), as the healer's module says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from types import ModuleType
 import numpy as np
 
 from edgeprune import catalog, families, model
-from edgeprune._pace import Budget
 from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.closed_form import Attempt, Attempts, Change, Kind, attempt, choose, refuse, room
 from edgeprune.errors import InputRejected, UsageError
@@ -25,9 +24,10 @@ from edgeprune.healed_folder import Job, earlier, pruned_plan, write
 from edgeprune.healers._trainee import place_of
 from edgeprune.healing import Healed, Healing, Trial, Won, won
 from edgeprune.prune import check_plan, read_provenance
-from edgeprune.retrain import retrain
 from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import fast_dtype, load, tokenizer
+from edgeprune.training.pace import Budget
+from edgeprune.training.retrain import retrain
 from edgeprune.types import ModelSpec, six
 
 WINDOWS = 48  # of text to solve by, unless asked for otherwise

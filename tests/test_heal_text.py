@@ -7,11 +7,12 @@ import json
 import pytest
 from test_heal import texts  # noqa: F401
 
-from edgeprune import _batches, model, torch_model
-from edgeprune._pace import LEAST_STEPS, length, rate_at
+from edgeprune import model, torch_model
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.heal_text import Example, conversation, read_examples
 from edgeprune.healers._trainee import Recipe
+from edgeprune.training import batches
+from edgeprune.training.pace import LEAST_STEPS, length, rate_at
 
 TALK = [
     {"role": "system", "content": "You are a fox."},
@@ -72,16 +73,16 @@ def test_too_few_conversations_are_refused(tiny_folder, tmp_path):
 
 def test_every_epoch_has_every_sequence_once_in_its_own_order():
     examples = [Example([i], [False]) for i in range(7)]
-    drawn = [e.tokens[0] for step in range(7) for e in _batches.batch_of(examples, step, 3, seed=0)]
+    drawn = [e.tokens[0] for step in range(7) for e in batches.batch_of(examples, step, 3, seed=0)]
     epochs = [drawn[:7], drawn[7:14], drawn[14:]]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
 
 
 def test_sequences_are_filled_up_to_the_longest_of_their_kind():
     examples = [Example([1] * n, [False] + [True] * (n - 1)) for n in (3, 9, 8, 2)]
-    parts = _batches.micro(examples, 18)
+    parts = batches.micro(examples, 18)
     assert [[len(e.tokens) for e in part] for part in parts] == [[9, 8], [3, 2]]
-    batch = _batches.as_batch(parts[1], "cpu")
+    batch = batches.as_batch(parts[1], "cpu")
     assert batch.real.tolist() == [[True] * 3, [True, True, False]]
     assert batch.learn.tolist() == [[False, True, True], [False, True, False]]
 

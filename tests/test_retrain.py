@@ -10,7 +10,7 @@ from _shapes import make_spec, plan_for
 from test_heal import random_texts
 from test_prune import cut, logits
 
-from edgeprune import heal, model, retrain, torch_model, training
+from edgeprune import heal, model, torch_model
 from edgeprune.blocks import from_text, to_text
 from edgeprune.catalog import load
 from edgeprune.checkpoint import halves, open_checkpoint, raw_bytes
@@ -20,6 +20,8 @@ from edgeprune.heal_text import read_examples
 from edgeprune.healed_folder import Job, give_back, with_more
 from edgeprune.healers._trainee import Cut
 from edgeprune.healing import Healing
+from edgeprune.training import loop, retrain
+from edgeprune.training.batches import as_batch
 
 CUT = from_text("0-1 4")
 TRAINED = ["distill", "full", "perp", "lora", "streamline"]
@@ -139,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tiny_folder, pruned, t
     base = tiny_folder("llama")
     dropout = {"dropout": "0.3"}
     train(base, pruned, tmp_path / "whole", texts, "lora", 160, dropout)
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
     for at in (2, 4):
 
         def stop(what, done, total, at=at):
@@ -224,7 +226,7 @@ def test_streamline_learns_what_the_run_gave(tiny_folder, pruned, texts, tmp_pat
     assert halves(open_checkpoint(out))[2] == (replace == "block", True)
     whole, m = torch_model.load(base), torch_model.load(out)
     trainee = healer.prepare(m, whole, Cut(CUT, blocks), healer.OPTIONS | {"replace": replace})
-    batch = training.as_batch([e for kind in example_kinds(base, texts) for e in kind.fit[:2]], "cpu")
+    batch = as_batch([e for kind in example_kinds(base, texts) for e in kind.fit[:2]], "cpu")
     found = trainee.loss(batch, 0.0).item()
     with torch.inference_mode():
         states = [x(batch.tokens, output_hidden_states=True, use_cache=False).hidden_states for x in (m, whole)]

@@ -12,22 +12,23 @@ import pytest
 from test_heal_text import TALK, write_jsonl
 from test_retrain import CUT, cut, logits, pruned, texts, train  # noqa: F401
 
-from edgeprune import _batches, heal, torch_model, training
-from edgeprune._training_device import recompute_activations
+from edgeprune import heal, torch_model
 from edgeprune.blocks import from_text
 from edgeprune.catalog import load
 from edgeprune.checkpoint import open_checkpoint, raw_bytes
 from edgeprune.heal_text import Example
 from edgeprune.healers._trainee import Cut
+from edgeprune.training import batches, loop
+from edgeprune.training.device import recompute_activations
 from edgeprune.work import Work
 
 ARGUMENTS = ["--window", "32", "--precision", "float32", "--tokens", "960", "--set", "rate=1e-3"]
 SLOWLY = """
 import sys, time
-from edgeprune import training
-training.SAVE_SECONDS = 0
-look = training.rate_at
-training.rate_at = lambda *a: (time.sleep(0.2), look(*a))[1]
+from edgeprune.training import loop
+loop.SAVE_SECONDS = 0
+look = loop.rate_at
+loop.rate_at = lambda *a: (time.sleep(0.2), look(*a))[1]
 from edgeprune.cli import main
 main()
 """
@@ -66,7 +67,9 @@ def test_two_processes_train_what_one_does(tiny_folder, pruned, texts, tmp_path,
 
     base = tiny_folder("llama")
     script = tmp_path / "run.py"
-    script.write_text("import edgeprune._pace as p\np.LEAST_STEPS = 7\nfrom edgeprune.cli import main\nmain()\n")
+    script.write_text(
+        "import edgeprune.training.pace as p\np.LEAST_STEPS = 7\nfrom edgeprune.cli import main\nmain()\n"
+    )
     for n, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if n == 2 else []
         done = subprocess.run(
@@ -101,8 +104,8 @@ def test_parts_of_a_step_and_recomputed_layers_give_the_same_gradient(tiny_folde
         student.train()
         parameters = list(trainee.parameters.values())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(_batches.MICRO_TOKENS, "cpu", most)
-            loss = training._gradients(trainee, parameters, examples, 0.0, Work(), contextlib.nullcontext)
+            patch.setitem(batches.MICRO_TOKENS, "cpu", most)
+            loss = loop._gradients(trainee, parameters, examples, 0.0, Work(), contextlib.nullcontext)
         found.append((loss, [p.grad for p in parameters]))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-4)

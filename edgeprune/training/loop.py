@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from edgeprune._batches import MICRO_TOKENS, as_batch, batch_of, micro
-from edgeprune._notebook import Judged, Notebook, Progress
-from edgeprune._pace import Length, rate_at
 from edgeprune.errors import InputRejected
 from edgeprune.heal_text import Example
 from edgeprune.healers._trainee import Recipe, Trainee
+from edgeprune.training.batches import MICRO_TOKENS, as_batch, batch_of, micro
+from edgeprune.training.notebook import Judged, Notebook, Progress
+from edgeprune.training.pace import Length, rate_at
 from edgeprune.work import Work
 
 SAVE_SECONDS = 300.0  # between checkpoints

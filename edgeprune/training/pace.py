@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from edgeprune._batches import MICRO_TOKENS, as_batch
 from edgeprune.heal_text import Example
 from edgeprune.healers._trainee import Recipe, Trainee
+from edgeprune.training.batches import MICRO_TOKENS, as_batch
 
 TOKENS = 200_000  # to train on, unless asked otherwise
 LEAST_STEPS = 100  # batches are smaller than the recipe's where that would give fewer

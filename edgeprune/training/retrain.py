@@ -14,10 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune._batches import as_batch
-from edgeprune._notebook import Judged, Notebook, Progress, kept_beside
-from edgeprune._pace import Budget, Length, length, tokens_within
-from edgeprune._training_device import all_here, mixed_in, room, settle
 from edgeprune.blocks import kept_sublayers
 from edgeprune.checkpoint import open_checkpoint, read_tensor
 from edgeprune.closed_form import Kind
@@ -31,7 +27,11 @@ from edgeprune.healers._trainee import Cut, Recipe, Trainee, own_blocks
 from edgeprune.healing import Healed, Healing, Look, Trained, Won, won
 from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import fast_dtype, load, memory_errors, tokenizer, view
-from edgeprune.training import train
+from edgeprune.training.batches import as_batch
+from edgeprune.training.device import all_here, mixed_in, room, settle
+from edgeprune.training.loop import train
+from edgeprune.training.notebook import Judged, Notebook, Progress, kept_beside
+from edgeprune.training.pace import Budget, Length, length, tokens_within
 from edgeprune.types import Blocks
 from edgeprune.work import Work, join
 

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from edgeprune._batches import MICRO_TOKENS
 from edgeprune.errors import OutOfResources
 from edgeprune.healers._trainee import Trainee
 from edgeprune.metrics._memory import backward_bytes
 from edgeprune.metrics._weights import offloaded
 from edgeprune.torch_model import device
+from edgeprune.training.batches import MICRO_TOKENS
 
 
 def settle(student: Any, trainee: Trainee, dtype: str) -> None:
