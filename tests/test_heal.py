@@ -131,7 +131,7 @@ def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, re
     lacks = target["model.layers.4.post_attention_layernorm"] - here["model.layers.2.post_attention_layernorm"]
     expected, strength = refit_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, kinds)
     assert found["A", 4].strength == strength
-    assert np.abs(found["A", 4].delta.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(found["A", 4].delta.numpy() - expected / 2).max() < 1e-3 * np.abs(expected).max()  # half of the way
 
 
 def test_replaceme_is_least_squares_on_the_feed_forwards_output(whole, kinds):
@@ -202,7 +202,7 @@ def test_kinds_that_contradict_each_other_leave_the_projection_alone():
     f, d = torch.randn(2, 100, 6), torch.randn(6, 4)
     kind, against = (Seen(f, torch.zeros(2, 100, 4), sign * f @ d, 1.0) for sign in (1, -1))
     sums = moments(kind)
-    assert sums.left(d.double()).numpy() == pytest.approx(0, abs=1e-4)
+    assert sums.left(d.double()).numpy() == pytest.approx(0, abs=1e-5 * float(sums.rr.max()))
     assert moments(against).left(d.double()).numpy() == pytest.approx(4 * sums.rr.numpy())
     assert healer("refit").solve([kind, against], None) is None
     agreed = healer("refit").solve([kind, kind], None)

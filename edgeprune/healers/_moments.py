@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+TOGETHER = 8  # windows of one product: as many more take no less time
+
 
 class Seen(NamedTuple):
     """g windows of t tokens of one kind of text, at an output projection of the pruned model."""
@@ -18,9 +20,9 @@ class Seen(NamedTuple):
     target: torch.Tensor  # the whole model's stream that the next kept sub-layer should get (g, t, d)
     scale: float  # the sub-layer's output is added to the stream times this
 
-    def lacks(self, window: int) -> torch.Tensor:
-        """What the projection should give as well, float32 (t, d)."""
-        return (self.target[window].float() - self.stream[window].float()) / self.scale
+    def lacks(self, windows: int | slice) -> torch.Tensor:
+        """What the projection should give as well, float32 (t, d) or (some windows, t, d)."""
+        return (self.target[windows].float() - self.stream[windows].float()) / self.scale
 
 
 class Moments(NamedTuple):
@@ -51,14 +53,15 @@ class Solution(NamedTuple):
 
 
 def moments(seen: Seen) -> Moments:
-    """Products in float32, their sum in float64."""
+    """Products of some windows in float32, their sum in float64."""
     import torch
 
     k, d = seen.inputs.shape[-1], seen.stream.shape[-1]
     like = {"dtype": torch.float64, "device": seen.inputs.device}
     found = Moments(torch.zeros(k, k, **like), torch.zeros(k, d, **like), torch.zeros(d, **like))
-    for w, inputs in enumerate(seen.inputs):
-        f, r = inputs.float(), seen.lacks(w)
+    for at in range(0, len(seen.inputs), TOGETHER):
+        some = slice(at, at + TOGETHER)
+        f, r = seen.inputs[some].float().flatten(0, 1), seen.lacks(some).flatten(0, 1)
         found.ff.add_(f.T @ f)
         found.fr.add_(f.T @ r)
         found.rr.add_(r.square().sum(0))
