@@ -149,13 +149,16 @@ class Shapes:
         total = table = 0
         matrices: list[Matrices] = []
         packable: Counter[tuple[str, Shape]] = Counter()
+        used: dict[int, tuple[_Part, int]] = {}  # by id: most places hold one of a few parts
         for places, of in ((attn, n_attn), (ffn, n)):
             for (kind, index), times in places.items():
                 part = self._part(kind, quant, index, of, facts)
-                total += times * part.n_bytes
-                matrices += (Matrices(w.type, *(times * amount for amount in w[1:])) for w in part.matrices)
-                for what, size in part.packable:
-                    packable[what] += times * size
+                used[id(part)] = part, times + used.get(id(part), (part, 0))[1]
+        for part, times in used.values():
+            total += times * part.n_bytes
+            matrices += (Matrices(w.type, *(times * amount for amount in w[1:])) for w in part.matrices)
+            for what, size in part.packable:
+                packable[what] += times * size
         for (pair, digits), times in Counter(zip(halves, _digits(n), strict=True)).items():
             for n_tensors, entry in (self._entries[k] for k in pair if k is not None):
                 table += times * (entry + n_tensors * digits)

@@ -66,9 +66,18 @@ class Predictor:
         self._compute: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def __call__(
-        self, blocks: Blocks, quant: str, context_tokens: int, prompt_tokens: int, kv_type: str | None = None
+        self,
+        blocks: Blocks,
+        quant: str,
+        context_tokens: int,
+        prompt_tokens: int,
+        kv_type: str | None = None,
+        timed: bool = True,
     ) -> Prediction:
-        """Raises UsageError for an unknown quantisation, an unknown mode or a context beyond the model's."""
+        """`timed` False: without the speeds, for a search that does not ask for them.
+
+        Raises UsageError for an unknown quantisation, an unknown mode or a context beyond the model's.
+        """
         spec, runtime = self.spec, self.runtime
         _check_context(spec, context_tokens)
         size, kept = sizes(self.shapes, blocks, runtime, quant, self._isa), self.shapes.listed(blocks).caches
@@ -80,11 +89,12 @@ class Predictor:
         kv = cache_bytes(spec, kept, runtime, element, context_tokens)
         compute, committed = self._buffers(context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
-        times: Times | tuple[None, None, None] = NOT_KNOWN
-        if rates:
+        slow = middle = fast = None
+        ttft: Times | tuple[None, None, None] = NOT_KNOWN
+        if rates and timed:
             times = _decode(len(blocks), size, rates, _attention(spec, kept, DECODE_DEPTH_TOKENS, element))
-        slow, middle, fast = (None if t is None else 1 / t for t in times)
-        ttft = self._ttft(blocks, size, prompt_tokens, rates) if rates else NOT_KNOWN
+            slow, middle, fast = (1 / t for t in times)
+            ttft = self._ttft(blocks, size, prompt_tokens, rates)
         return Prediction(
             file_bytes=size.file_bytes,
             weights_bytes=weights,

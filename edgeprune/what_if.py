@@ -24,6 +24,7 @@ from edgeprune.errors import InfeasibleBudget
 from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec, Prediction, Record
 
 QUALITY = ("max_kl", "max_ppl_ratio")  # limits that no removal helps to meet
+SPEED = ("min_decode_tok_per_s", "max_ttft_s")
 
 
 class Need(Record):
@@ -186,18 +187,18 @@ def _need(
     n_blocks = losses.n_blocks
     hard = limits._replace(bounds={k: v for k, v in limits.bounds.items() if k not in QUALITY})
 
-    def candidate(route: Route, n: int) -> Candidate:
+    def candidate(route: Route, n: int, timed: bool = True) -> Candidate:
         blocks = typical_removal(n_blocks, n)
-        prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
+        prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type, timed)
         return Candidate(*route, n, blocks, 2 * len(blocks), prediction, losses.of(route, n))
 
     whole_one = candidate(types[0], 0)
     smallest = min(types, key=lambda route: ELEMENT_BYTES[route.kv_type])  # what fits with another fits with this
-    n = (
-        0
-        if hard.met(whole_one)
-        else fewest(n_blocks, lambda n: hard.met(candidate(smallest, n)), _guess(whole_one, hard))
-    )
+    timed = any(key in hard.bounds for key in SPEED)
+    n = 0
+    if not hard.met(whole_one):
+        guess = _guess(whole_one, hard, predict.shapes)
+        n = fewest(n_blocks, lambda n: hard.met(candidate(smallest, n, timed)), guess)
     at = n_blocks - 1 if n is None else n
     shown = next((c for c in (candidate(r, at) for r in types if r != smallest) if hard.met(c)), None)
     shown = shown or candidate(smallest, at)
@@ -221,10 +222,11 @@ def _need(
     return need, shown
 
 
-def _guess(whole_one: Candidate, limits: Limits) -> int:
-    """As many blocks as the memory over the limit takes up, were all memory the blocks'."""
-    memory = whole_one.prediction.memory_bytes
-    return math.ceil(len(whole_one.blocks) * (memory - limits.memory_bytes) / memory)
+def _guess(whole_one: Candidate, limits: Limits, shapes: Shapes) -> int:
+    """As many blocks as take up the memory over the limit, were their bytes in the file's proportion to parameters."""
+    p = whole_one.prediction
+    of_blocks = p.kv_bytes + p.weights_bytes * shapes.listed(whole_one.blocks).params / shapes.total
+    return math.ceil(len(whole_one.blocks) * (p.memory_bytes - limits.memory_bytes) / of_blocks)
 
 
 def _meets(c: Candidate, limits: Limits) -> bool | None:
