@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import random
@@ -13,7 +12,7 @@ import pytest
 
 from edgeprune import _bench_files, _calibrate_files, calibrate, devices
 from edgeprune._calibrate_write import paths
-from edgeprune._generated import Geometry, make_folder, make_gguf, pure_size, spec
+from edgeprune._generated import Geometry, block_shapes, make_folder, make_gguf, pure_size, spec
 from edgeprune._profile_write import toml_text
 from edgeprune._rates import find
 from edgeprune._sizes import Shapes
@@ -32,6 +31,7 @@ TINY = Geometry(hidden=256, ffn=512, heads=4, kv_heads=2, n_blocks=3, vocab=1000
 READ = {"Q8_0": 9e9, "Q6_K": 8e9, "Q4_K": 7e9}  # bytes/s
 MULTIPLY = {"Q8_0": 60e9, "Q6_K": 100e9, "Q4_K": 140e9}  # flop/s
 OVERHEAD, ATTENTION, ACTIVATIONS = 120e-6, 3e9, 3e9
+HERE = ("llamacpp", "cpu")
 
 
 def rows(noise: float) -> list[Observation]:
@@ -41,45 +41,21 @@ def rows(noise: float) -> list[Observation]:
     for g in (NARROW, WIDE):
         for kind in READ:
             (w,) = pure_size(g, kind, frozenset()).matrices
-            s = spec(g)
-            base = Observation(g.name, s, "llamacpp", "cpu", "b1", kind, (w,), "decode", 0, 0.0)
+            base = Observation(g.name, spec(g), *HERE, "b1", kind, (w,), "decode", 0, 0.0)
+            heads = 4 * g.heads * g.head_dim * g.n_blocks
             for depth in (44, 524):
                 t = (w.block_bytes + w.head_bytes) / READ[kind] + g.n_blocks * OVERHEAD
-                t += 4 * g.heads * g.head_dim * g.n_blocks * cells(depth) / ATTENTION
+                t += heads * cells_waited_for(*HERE, depth) / ATTENTION
                 out.append(base._replace(tokens=depth, seconds=t * rng.gauss(1, noise)))
             for n in (32, 128, 512):
                 t = 2 * w.block_params * n / MULTIPLY[kind] + w.block_bytes / READ[kind] + w.head_bytes / READ[kind]
-                t += 4 * n * values(g) / ACTIVATIONS + 4 * g.heads * g.head_dim * g.n_blocks * pairs(n) / ATTENTION
+                t += 4 * n * values(g) / ACTIVATIONS + heads * sum(prompt_pairs(*HERE, n)) / ATTENTION
                 out.append(base._replace(what="prefill", tokens=n, seconds=t * rng.gauss(1, noise)))
     return out
 
 
-def values(g: Geometry) -> int:
-    """Columns and rows of all blocks' matrices."""
-    d, q, kv = g.hidden, g.heads * g.head_dim, g.kv_heads * g.head_dim
-    return g.n_blocks * (2 * (d + q) + 2 * (d + kv) + 3 * (d + g.ffn))
-
-
-@functools.cache
-def pairs(n: int) -> int:
-    """Queries and keys that llama.cpp multiplies for a prompt in one micro-batch: tiles of 64 × 64 that hold a pair which
-    the mask leaves, in full; of fewer than 64 queries only the pairs themselves."""
-    seen = [(q, k) for q in range(n) for k in range(q + 1)]
-    return len(seen) if n < 64 else 64 * 64 * len({(q // 64, k // 64) for q, k in seen})
-
-
-def test_pairs_of_a_prompt():
-    for n in (1, 63, 64, 65, 96, 300, 512):
-        assert prompt_pairs("llamacpp", "cpu", n) == ((0, pairs(n)) if n < 64 else (pairs(n), 0))
-        assert sum(prompt_pairs("onnxruntime", "cpu", n)) == n * (n + 1) / 2
-    tiled, single = prompt_pairs("llamacpp", "cpu", 530)  # 512, then 18 more that see all before them
-    assert (tiled, single) == (pairs(512), sum(range(513, 531)))
-    assert prompt_pairs("llamacpp", "cpu", 700)[1] == 0
-
-
-def cells(depth: int) -> int:
-    """From 512 cells on llama.cpp's threads wait for one whose run of them is full."""
-    return cells_waited_for("llamacpp", "cpu", depth)
+def values(g: Geometry) -> int:  # columns and rows of matrices
+    return g.n_blocks * sum(sum(shape) for shape in block_shapes(g).values() if len(shape) == 2)
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +90,13 @@ def test_another_shape_depth_context_and_mix_is_foretold(profile_file):
     assert {w.type for w in size.matrices} == {"Q4_K", "Q6_K"}
     depth, n = 300, 200
     true = sum((w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices)
-    true += 9 * OVERHEAD + 4 * 1024 * 9 * cells(depth) / ATTENTION
+    true += 9 * OVERHEAD + 4 * 1024 * 9 * cells_waited_for(*HERE, depth) / ATTENTION
     found = decode_times(s, blocks, size, "Q4_K_M", "llamacpp", rates, depth)[1]
     assert found == pytest.approx(true, rel=0.03)
     true = sum(
         2 * w.block_params * n / MULTIPLY[w.type] + (w.block_bytes + w.head_bytes) / READ[w.type] for w in size.matrices
     )
-    true += 4 * n * values(g) / ACTIVATIONS + 4 * 1024 * 9 * pairs(n) / ATTENTION
+    true += 4 * n * values(g) / ACTIVATIONS + 4 * 1024 * 9 * sum(prompt_pairs(*HERE, n)) / ATTENTION
     assert prefill_times(s, blocks, size.matrices, "llamacpp", rates, n)[1] == pytest.approx(true, rel=0.05)
     p = predict(s, blocks, board, "llamacpp", "cpu", "Q4_K_M", 512, n)
     assert p.basis.startswith("host-calibrated: 30 rows of 2 models")

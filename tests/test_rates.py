@@ -17,7 +17,7 @@ from edgeprune._prior import Term
 from edgeprune._rates import TERMS, WEAK, find, prior
 from edgeprune._sizes import Sizes
 from edgeprune.blocks import whole
-from edgeprune.cost import Predictor, attention_work, cells_waited_for, decode_times
+from edgeprune.cost import Predictor, attention_work, cells_waited_for, decode_times, prompt_pairs
 from edgeprune.types import Calibration, Figure
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +122,22 @@ def test_threads_wait_for_the_one_whose_run_of_the_cache_is_full(threads):
     for other in (("llamacpp", "cuda"), ("onnxruntime", "cpu")):
         assert cells_waited_for(*other, 700) == 700
     assert cells_waited_for("llamacpp", "cpu", 700, "q8_0") == 700, "only a float cache is cut into runs"
+
+
+def pairs(n: int) -> int:
+    """Queries and keys that llama.cpp multiplies for a prompt in one micro-batch: tiles of 64 × 64 that hold a pair which
+    the mask leaves, in full; of fewer than 64 queries only the pairs themselves."""
+    seen = [(q, k) for q in range(n) for k in range(q + 1)]
+    return len(seen) if n < 64 else 64 * 64 * len({(q // 64, k // 64) for q, k in seen})
+
+
+def test_pairs_of_a_prompt():
+    for n in (1, 63, 64, 65, 96, 300, 512):
+        assert prompt_pairs("llamacpp", "cpu", n) == ((0, pairs(n)) if n < 64 else (pairs(n), 0))
+        assert sum(prompt_pairs("onnxruntime", "cpu", n)) == n * (n + 1) / 2
+    tiled, single = prompt_pairs("llamacpp", "cpu", 530)  # 512, then 18 more that see all before them
+    assert (tiled, single) == (pairs(512), sum(range(513, 531)))
+    assert prompt_pairs("llamacpp", "cpu", 700)[1] == 0
 
 
 def test_a_window_bounds_attention():
