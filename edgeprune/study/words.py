@@ -23,22 +23,15 @@ REASONS = {
 
 
 def headline(s: Study) -> str:
-    """Who is ahead of what, over all decode that was measured."""
-    told: dict[str, list[str]] = {"depth": [], "width": [], "neither": []}
+    """Who is ahead of what in most states of decode that were measured, and between which ends."""
+    told: dict[str, list[str]] = {"depth": [], "width": [], "": []}
     for key, mine in _by_kind(s).items():
-        ahead = [sum(p.winner == w for p in mine) for w in ("depth", "width")]
-        side = "depth" if 2 * ahead[0] > len(mine) else "width" if 2 * ahead[1] > len(mine) else "neither"
-        middle = statistics.median(p.measured.middle for p in mine)
-        told[side].append(f"{AGAINST.get(key, f'widths in {key}s')} ({signed(middle)})")
-    if not any(told.values()):
-        return "Nothing was measured."
-    ends = {
-        "depth": "Removing blocks is faster than {}",
-        "width": "slower than {}",
-        "neither": "neither is ahead against {}",
-    }
-    text = "; ".join(ends[side].format(_list(found)) for side, found in told.items() if found)
-    return text[0].upper() + text[1:] + "."
+        side = next((w for w in ("depth", "width") if 2 * sum(p.winner == w for p in mine) > len(mine)), "")
+        ends = sorted(p.measured.middle for p in mine)
+        told[side].append(f"{AGAINST.get(key, f'widths in {key}s')} ({signed(ends[0])} to {signed(ends[-1])})")
+    said = {"depth": "fewer blocks decode faster than {}", "width": "slower than {}", "": "no clear lead over {}"}
+    text = "; ".join(said[side].format(_list(found)) for side, found in told.items() if found)
+    return f"{text[0].upper()}{text[1:]}." if text else "Nothing was measured."
 
 
 def tone(s: Study) -> str:
@@ -95,7 +88,7 @@ def reasons(s: Study) -> Iterator[str]:
         told = ", ".join(f"{REASONS[k]} {100 * share[k]:+.1f} %".replace("-", "−") for k in shown)
         against = AGAINST.get(key, f"widths in {key}s")
         whole = f"{100 * sum(share.values()):+.1f} %".replace("-", "−")
-        yield f"{against[0].upper()}{against[1:]}: a token takes {whole} of depth's time, the mean of {len(mine)} states: {told}."
+        yield f"{against[0].upper()}{against[1:]}: a token takes {whole} against depth's, the mean of {len(mine)} states: {told}."
 
 
 def foresight(s: Study) -> str:
