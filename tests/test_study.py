@@ -180,7 +180,7 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
     for said in (
         "Speed only",
         "| this machine (Q4\\_0, after 0) |",
-        "single-board computer: rpi5-8gb (Q4\\_K\\_M, after",
+        "single-board computer (rpi5-8gb, Q4\\_K\\_M, after",
         "left out: this",
     ):
         assert said in text, said

@@ -63,8 +63,12 @@ def _speed(s: Study, quant: str) -> str | None:
         return None
     models = {m.variant: m for m in s.models if m.quant == quant}
     every = [x for p in known for x in (p.measured.middle, p.predicted or 1.0, 0.97, 1.03)]
+    low = max(0.8 * min(every), min(p.measured.low for p in known))
+    high = min(1.25 * max(every), max(p.measured.high for p in known))
 
     def paint(ax: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         for y, (width, states) in enumerate(by_width.items()):
             for i, p in enumerate(states):
                 at = y + 0.22 * i
@@ -77,8 +81,8 @@ def _speed(s: Study, quant: str) -> str | None:
         rows(ax, len(by_width), "speed of depth over width: ▸ depth faster, ◂ width faster", "× as fast", 0)
         for y in range(len(by_width)):
             ax.plot([1, 1], [y - 0.22, y + 0.4], color=INK, linewidth=0.8, zorder=1)
-        ax.set_xlim(0.97 * min(every), 1.04 * max(every))
-        numbers(ax.xaxis, False)
+        ax.set_xlim(0.98 * min(low, *every), 1.02 * max(high, *every))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
     return draw(f"speed-{quant}", f"{quant}: decode speed of depth over each width", 0.85 + 0.5 * len(by_width), paint)
 
@@ -133,14 +137,14 @@ def _predicted(s: Study) -> str | None:
         if log:
             ax.set_xscale("log")
             ax.set_yscale("log")
-        _axes(ax, "milliseconds per token, measured", "milliseconds per token, foretold")
+        _axes(ax, "milliseconds per token, measured", "milliseconds per token, predicted")
         numbers(ax.xaxis, log)
         numbers(ax.yaxis, log)
         ax.set_xlim(*ends)
         ax.set_ylim(*ends)
         ax.legend(frameon=False, loc="upper left", handletextpad=0.2)
 
-    return draw("predicted", "A token's time foretold against measured", 3.0, paint)
+    return draw("predicted", "A token's time predicted against measured", 3.0, paint)
 
 
 AXES = {

@@ -29,13 +29,18 @@ def verdict(s: Study) -> Table:
     return Table(
         ("where", *(KINDS.get(k, f"in {k}s") + (f" ({method})" if method else "") for k, method in shown)),
         tuple(
-            (Num(where, sub=f"{quant}, after {context:,}"), *(cells.get(k, Num("–", tone="mute")) for k in shown))
+            (_where(where, f"{quant}, after {context:,}"), *(cells.get(k, Num("–", tone="mute")) for k in shown))
             for where, quant, context, cells in rows
         ),
         f"How much faster a token is with fewer blocks than with thinner ones, {percent(middle(s))} of the blocks' parameters removed; "
         "minus: slower. Below it who is ahead and the interval, 95 % of what was measured, 90 % of what is predicted. Equal: "
-        f"within {percent(MARGIN - 1)} either way. Not settled: the interval leaves it open. –: no such model within 1 % of the size.",
+        f"within {100 * (MARGIN - 1):.0f} % either way. Not settled: the interval leaves it open. –: no such model within 1 % of the size.",
     )
+
+
+def _where(where: str, what: str) -> Num:
+    name, _, device = where.partition(": ")
+    return Num(name, sub=f"{device}, {what}" if device else what)
 
 
 def _measured(s: Study) -> Iterator[Line]:
@@ -258,7 +263,7 @@ def model(s: Study, variant: str) -> Model:
 def gain(x: Interval, winner: Winner, how: Kind) -> Num:
     """Of a ratio of speeds."""
     high = signed(x.high) if x.high < WIDE else "anything"
-    return Num(signed(x.middle), how, f"{WHO[winner]}, {signed(x.low)} to {high}")
+    return Num(signed(x.middle), how, f"{WHO[winner]}, {signed(x.low).removesuffix(' %')} to {high}")
 
 
 def signed(x: float) -> str:

@@ -99,9 +99,9 @@ def foresight(s: Study) -> str:
     right = sum(_side(p.predicted) == _side(p.measured.middle) for p in known)
     inside = sum(p.measured.low <= p.predicted <= p.measured.high for p in known)
     return (
-        f"Each model's time was predicted by a fit of the others: {statistics.median(errors):.1%} off in the middle, "
-        f"{errors[-1]:.0%} at worst, over {len(errors)} states. Of {len(known)} pairs it names the measured outcome (depth, width or "
-        f"equal within {percent(MARGIN - 1)}) in {right}; in {inside} the ratio lies inside the measured interval."
+        f"Each model's time was predicted by a fit of the others: {percent(statistics.median(errors))} off in the middle, "
+        f"{percent(errors[-1])} at worst, over {len(errors)} states. Of {len(known)} pairs it names the measured outcome (depth, width or "
+        f"equal within {100 * (MARGIN - 1):.0f} %) in {right}; in {inside} the ratio lies inside the measured interval."
     )
 
 
