@@ -276,7 +276,7 @@ def test_a_study_of_a_small_model_goes_on_where_it_stopped(tmp_path):
     text = (out / "report.md").read_text()
     assert "Speed only" in text and "predicted" in text
     page = (out / "report.html").read_text()
-    assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "<svg" in page and "http:" not in page.replace("http://www.w3.org", "") and "https" not in page
     lines = (out / "samples.jsonl").read_text().splitlines()
     (out / "samples.jsonl").write_text("\n".join(lines[:9]) + '\n{"variant": "cut sho')
     (out / "study.json").unlink()
