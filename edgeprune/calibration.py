@@ -74,8 +74,12 @@ def read_texts(files: Sequence[Path], split: Split) -> list[tuple[str, str]]:
     for path in files:
         try:
             found.append((Path(path).name, Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputRejected(f"{path} can't be read as UTF-8 text: {e}") from None
+        except OSError as e:
+            raise InputRejected(f"{path} can't be read: {e.strerror}; name a text file") from None
+        except UnicodeDecodeError as e:
+            raise InputRejected(
+                f"{path} is not UTF-8 text: byte {e.start} is {e.object[e.start]:#x}; convert it"
+            ) from None
     return found
 
 
@@ -103,7 +107,7 @@ def windows(
     available = [len(t) // body for t in tokens]
     if not any(available):
         raise UsageError(
-            f"{name} has {sum(map(len, tokens))} tokens, one window needs {body}; give a longer text or a smaller --context"
+            f"{name} has {sum(map(len, tokens))} tokens, one window needs {body}; give a longer text or a smaller --window"
         )
     taken = [0] * len(tokens)
     turns = []  # which text the next window is from

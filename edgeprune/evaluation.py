@@ -43,7 +43,7 @@ class Continuation(Record):
 class ExactMatch(Record):
     """Greedy answers that are the expected text."""
 
-    task: str  # key of edgeprune.generation.TASKS
+    task: str  # key of edgeprune.behaviour.generation.TASKS
     n_correct: int
     n_questions: int
 
@@ -74,8 +74,15 @@ class Generation(Record):
     seed: int  # of the questions
 
 
+class Behaviour(Record):
+    """What was asked beyond next tokens."""
+
+    tasks: TaskScores | None = None
+    generation: Generation | None = None
+
+
 class Evaluation(Quality):
-    """A subject's Quality, and what was asked beyond it."""
+    """A subject's Quality and its Behaviour."""
 
     tasks: TaskScores | None = None
     generation: Generation | None = None

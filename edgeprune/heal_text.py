@@ -21,6 +21,8 @@ from edgeprune.types import ModelSpec, Text
 ASIDE = 8  # one window in so many of each kind of text is held aside, at least one
 MOST_ASIDE = 8  # for training, which looks at them often
 ALL = 10**12  # tokens, more than any text has
+RUN_WORDS = 13
+MOST_SHARED = 0.1  # of a text that judges, in one that heals: more is no quotation
 PARTS = 3  # a single text is cut into so many, which stand for kinds
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ def read_kinds(
     """Windows of text by kind. Raises UsageError when a kind is too short to hold a window aside, or when one of the
     texts is in `avoid`."""
     named = read_texts(files, "calibration")
-    _keep_apart(named, avoid)
+    keep_from_judging(named, avoid)
     read = read_windows(tok, spec, files, n_windows, context_tokens)
     kinds = in_kinds(read, [name for name, _ in named])
     return read, [Kind(name, *_dealt(name, found, context_tokens)) for name, found in kinds]
@@ -62,7 +64,7 @@ def read_examples(
     named = (read_texts(plain, "calibration") if plain or not files else []) + [
         pair for path in talks for pair in read_texts([path], "calibration")
     ]
-    _keep_apart(named, avoid)
+    keep_from_judging(named, avoid)
     share = min(n_tokens, ALL) * ASIDE / (ASIDE - 1) / len(named)
     by_text: list[tuple[str, list[Example]]] = []
     if plain or not files:
@@ -133,11 +135,28 @@ def _until(examples: Iterator[Example], n_tokens: float) -> Iterator[Example]:
             return
 
 
-def _keep_apart(named: Sequence[tuple[str, str]], avoid: Sequence[Path]) -> None:
-    judging = {text_sha256(text) for _, text in (read_texts(avoid, "evaluation") if avoid else [])}
-    for name, text in named:
-        if text_sha256(text) in judging:
-            raise UsageError(f"{name} is to judge the result, it can't also heal it; name another --calibration")
+def keep_from_judging(named: Sequence[tuple[str, str]], avoid: Sequence[Path]) -> None:
+    """Raises UsageError when one of these (name, text) is in one of the files that are to judge, or holds much of it."""
+    for judging, judged in read_texts(avoid, "evaluation") if avoid else []:
+        for name, text in named:
+            if text_sha256(text) == text_sha256(judged):
+                raise UsageError(f"{name} is to judge the result, it can't also heal it; name another --calibration")
+            if (share := shared(text, judged)) > MOST_SHARED:
+                raise UsageError(
+                    f"{name} holds {share:.0%} of {judging}, which is to judge the result, so it can't heal it; name another "
+                    "--calibration"
+                )
+
+
+def shared(text: str, judged: str) -> float:
+    """How much of `judged` is in `text` too: of its runs of 13 words those that are, the measure of overlap of Brown et al.
+    2020 (arXiv:2005.14165, appendix C)."""
+
+    def runs(words: list[str]) -> Iterator[int]:
+        return (hash(run) for run in zip(*(words[i:] for i in range(RUN_WORDS)), strict=False))
+
+    wanted = set(runs(judged.split()))
+    return len(wanted.intersection(runs(text.split()))) / len(wanted) if wanted else 0.0
 
 
 def _kinds(by_text: list[tuple[str, list[T]]]) -> list[tuple[str, list[T]]]:
@@ -154,8 +173,9 @@ def _dealt(name: str, found: list[T], context_tokens: int, most: int | None = No
     aside = {(2 * i + 1) * len(found) // (2 * n) for i in range(n)}
     fit = [w for i, w in enumerate(found) if i not in aside]
     if not fit:
+        more = "--tokens" if most else "--windows"  # training has a most
         raise UsageError(
-            f"{name} gives {len(found)} windows of {context_tokens} tokens, healing needs two of each kind of text; "
-            "give more text, more --windows or a smaller --window"
+            f"{name} gives {'one window' if found else 'no window'} of {context_tokens} tokens, healing needs two of each kind of "
+            f"text; give more text, a smaller --window or more {more}"
         )
     return fit, [found[i] for i in sorted(aside)]

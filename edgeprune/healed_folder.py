@@ -41,6 +41,8 @@ def pruned_plan(folder: Path) -> Plan:
     """The plan of a folder that `edgeprune prune` or `heal` wrote and nobody changed since. Raises InputRejected for any
     other."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputRejected(f"{folder} is not a folder; heal one that `edgeprune prune` wrote")
     for name in ("plan.json", "edgeprune.json", "SHA256SUMS"):
         if not (folder / name).is_file():
             raise InputRejected(f"{folder} has no {name}: heal a folder that `edgeprune prune` wrote")

@@ -202,9 +202,9 @@ def of_granularity(metric: str, granularity: str) -> str:
     return name
 
 
-def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str) -> bool:
+def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str, for_torch: bool = False) -> bool:
     """Whether to score in llama.cpp. "auto": a .gguf, by metrics that run it once or once per block, or of a family that
-    torch is not known to run here. Raises UsageError for what can't be."""
+    torch is not known to run here. Raises UsageError for what can't be; `for_torch`: something was asked that only torch has."""
     gguf, known = path.suffix == ".gguf", spec.family in catalog.names("edgeprune.families")
     if through not in ("auto", "torch", "llamacpp"):
         raise UsageError(f"--through {through}: torch, llamacpp or auto")
@@ -214,7 +214,13 @@ def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str) -> bool:
         )
     if through == "torch" and not known:
         raise UsageError(f"{spec.family} models are read from GGUF and stay there; score it --through llamacpp")
-    return gguf and (through == "llamacpp" or not known or (through == "auto" and metric in QUICK_IN_LLAMACPP))
+    chosen = gguf and (through == "llamacpp" or not known or (through == "auto" and metric in QUICK_IN_LLAMACPP))
+    if chosen and for_torch:
+        raise UsageError(
+            "--max-memory, --precision and --after-heal are for torch, and llama.cpp scores this: it maps the file and computes"
+            " in its types; leave them out, or say --through torch"
+        )
+    return chosen
 
 
 def check_finite(model: Any, spec: ModelSpec) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edgeprune import generation
+from edgeprune.behaviour import generation
 from edgeprune.chat import Chat
 from edgeprune.errors import InputRejected
 from edgeprune.evaluation import ExactMatch

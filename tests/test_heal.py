@@ -346,27 +346,3 @@ def test_weights_that_are_not_finite_are_refused_by_name(tiny_folder, texts, tmp
     pruned = cut(base, CUT, tmp_path / "pruned")
     with pytest.raises(InputRejected, match=r"layers\.4\.mlp\.up_proj"):
         heal_folder(base, pruned, tmp_path / "out", texts)
-
-
-def test_a_run_exports_the_healed_folder_where_that_was_asked_for(tiny_folder, texts, tmp_path):
-    """And heals once: what is done and verified is skipped, another text heals again."""
-    from edgeprune import run
-
-    base = tiny_folder("llama")
-    pruned = cut(base, SEAM, tmp_path / "pruned")
-    plan, said = heal.pruned_plan(pruned), []
-    journal = run.Journal(tmp_path / "journal.json", said.append)
-
-    def step(**options):
-        asked = run.Options(context=32, **options)
-        return run._heal(
-            base, model.inspect(base), plan, tmp_path, asked, "tiny", "edgeprune run", journal, lambda *_: None
-        )
-
-    assert step() == pruned and not said
-    healed = step(heal="refit", calibration=tuple(texts))
-    assert healed == tmp_path / "healed" and (healed / "healing.json").is_file()
-    step(heal="refit", calibration=tuple(texts))
-    assert said == ["heal by refit", "heal by refit: already done"]
-    with pytest.raises(UsageError, match="is to judge"):
-        step(heal="refit", calibration=tuple(texts), texts=tuple(texts[:1]))

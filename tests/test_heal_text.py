@@ -9,7 +9,7 @@ from test_heal import texts  # noqa: F401
 
 from edgeprune import model, torch_model
 from edgeprune.errors import InputRejected, UsageError
-from edgeprune.heal_text import Example, conversation, read_examples
+from edgeprune.heal_text import Example, conversation, keep_from_judging, read_examples, shared
 from edgeprune.healers._trainee import Recipe
 from edgeprune.training import batches
 from edgeprune.training.pace import LEAST_STEPS, length, rate_at
@@ -99,3 +99,15 @@ def test_a_small_budget_has_smaller_steps_and_few_looks():
     small, large = length(recipe, 20_000, 1e9, 512, 2048), length(recipe, 10**8, 1e9, 512, 2048)
     assert (small.per_step, small.steps, small.look_every) == (1, 39, 20)
     assert large.per_step == 32 and large.steps == round(10**8 / 16384) > LEAST_STEPS and large.look_every == 306
+
+
+def test_text_that_holds_much_of_what_judges_is_refused(tmp_path):
+    """Of 48 runs of 13 words, 28 lie in the 40 words that both have."""
+    text = " ".join(f"w{i}" for i in range(100))
+    judged = " ".join([*(f"v{i}" for i in range(20)), *(f"w{i}" for i in range(50, 90))])
+    (tmp_path / "judge.txt").write_text(judged)
+    assert shared(text, judged) == 28 / 48 and shared("a b", judged) == shared(text, "a b") == 0
+    with pytest.raises(UsageError, match="a.txt holds 58% of judge.txt"):
+        keep_from_judging([("a.txt", text)], [tmp_path / "judge.txt"])
+    quotes = " ".join(f"w{i}" for i in range(74, 100))  # 16 words
+    keep_from_judging([("a.txt", quotes)], [tmp_path / "judge.txt"])

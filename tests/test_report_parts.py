@@ -17,9 +17,9 @@ from _report_records import TEXT, artifacts, measurements, plan, qualities, run_
 import edgeprune
 from edgeprune import devices
 from edgeprune import report as reporting
-from edgeprune._run_facts import chat_templates, fewer_bits, late_workloads
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.report import facts
+from edgeprune.run.facts import chat_templates, fewer_bits, late_workloads
 from edgeprune.types import ModelSpec, Plan, Workload
 
 

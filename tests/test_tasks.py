@@ -8,7 +8,7 @@ import sys
 import pytest
 from _exported import in_every_runtime
 
-from edgeprune import tasks
+from edgeprune.behaviour import tasks
 from edgeprune.errors import InputRejected, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,10 +166,10 @@ def test_accuracy_and_likelihoods_are_a_few_lines_of_transformers(artifacts, inc
 
 @pytest.mark.slow
 def test_a_kill_costs_only_what_was_under_way(artifacts, include, tmp_path, monkeypatch):
-    from edgeprune import _harness_model
+    from edgeprune.behaviour import harness_model
     from edgeprune.chat import Chat
 
-    monkeypatch.setattr(_harness_model, "_SLICE", 6)
+    monkeypatch.setattr(harness_model, "_SLICE", 6)
     asked, rated = dict(tasks=("choice",), include=include), []
     honest = Chat.log_likelihoods
 

@@ -292,3 +292,17 @@ def test_interrupted_within_a_library_s_exec():
     code = f"import typer\ntry:\n    {code}\nexcept typer.Exit as e:\n    raise SystemExit(e.exit_code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "interrupted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "said", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9", "CUDA out of memory. Tried"]
+)
+def test_out_of_memory_is_one_line(call, model, plan_file, monkeypatch, tmp_path, said):
+    """As torch says it, wherever that happens."""
+    from edgeprune import prune
+
+    def fail(*_args, **_kwargs):
+        raise RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] err == 0. {said}")
+
+    monkeypatch.setattr(prune, "prune", fail)
+    refused(call("prune", model, "--plan", plan_file, "-o", tmp_path / "out"), 6, "out of memory")

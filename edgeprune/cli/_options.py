@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeprune.errors import UsageError
 from edgeprune.units import parse_bytes
 
 
@@ -82,7 +83,31 @@ Protect = Annotated[Any, typer.Option(parser=_ends, metavar="FIRST,LAST", help="
 Effort = Annotated[int, typer.Option(min=0, help="Of our searches: 0 greedy; 1 also goes back over it; more also carries that many on at every step.")]  # fmt: skip  # noqa: E501
 Precision = Annotated[str, typer.Option(help="Type of the weights while removals are chosen: float32, bfloat16 or 'auto', the fastest here.")]  # fmt: skip  # noqa: E501
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]
-Limit = Annotated[float | None, typer.Option(parser=_documents, metavar="N", help="First N documents of each task; below 1, a fraction.")]  # fmt: skip  # noqa: E501
+Granularity = Annotated[str, typer.Option(help="What a search may cut: portable (whole layers and seams), aligned (whole layers) or sublayer.")]  # fmt: skip  # noqa: E501
+Through = Annotated[str, typer.Option(help="torch, llamacpp (a .gguf, without torch) or 'auto': llamacpp where that is quick.")]  # fmt: skip  # noqa: E501
+Tokens = Annotated[int | None, typer.Option(min=1, help="How many tokens to train on. Default: 200000, or what --minutes allow.")]  # fmt: skip  # noqa: E501
+Minutes = Annotated[float | None, typer.Option(min=0.01, help="How long to train at most.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A number or choice of how it trains, such as rate=1e-4; a wrong name lists all. Repeatable.")]  # fmt: skip  # noqa: E501
 TaskNames = Annotated[list[str] | None, typer.Option("--tasks", metavar="NAME,…", help="lm-eval's tasks by name or pattern, or 'zeroshot': ARC, BoolQ, HellaSwag-1000, OpenBookQA, PIQA and WinoGrande from --task-data.")]  # fmt: skip  # noqa: E501
-TaskData = Annotated[Path | None, typer.Option(metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")]
-Include = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Task definitions of your own; Python code in them runs.")]  # fmt: skip  # noqa: E501
+TaskData = Annotated[Path | None, typer.Option("--task-data", metavar="FOLDER", help="NAME.jsonl of the zeroshot tasks.")]  # fmt: skip  # noqa: E501
+Include = Annotated[Path | None, typer.Option("--include-path", metavar="FOLDER", help="Task definitions of your own; Python code in them runs.")]  # fmt: skip  # noqa: E501
+Limit = Annotated[float | None, typer.Option("--limit", parser=_documents, metavar="N", help="First N documents of each task; below 1, a fraction.")]  # fmt: skip  # noqa: E501
+Shots = Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Answered examples before each question.")]
+Generate = Annotated[
+    bool, typer.Option("--generate", help="Also greedy text: continuations, repetition, exact answers.")
+]
+
+
+def names(asked: list[str] | None) -> tuple[str, ...]:
+    """Of an option that may be repeated, each time with several names and commas between."""
+    return tuple(name for part in asked or [] for name in part.split(",") if name)
+
+
+def pairs(settings: list[str] | None) -> dict[str, str]:
+    found = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: write NAME=VALUE")
+        found[name.strip()] = value.strip()
+    return found

@@ -132,10 +132,6 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
             raise _fail(
                 f"interrupted after {time.monotonic() - started:.0f} s; nothing half-written is left", INTERRUPTED, e
             ) from None
-        except MemoryError as e:
-            raise _fail(
-                "out of memory; use a smaller model, fewer windows or a shorter context", OutOfResources.exit_code, e
-            ) from None
         except BrokenPipeError:
             os._exit(0)
         except (typer.Exit, SystemExit, typer.BadParameter):
@@ -144,6 +140,12 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
             if full_disk(e):
                 raise _fail(
                     "no space left on the disk; free some or choose another output", OutOfResources.exit_code, e
+                ) from None
+            if no_memory(e):
+                raise _fail(
+                    "out of memory; use a smaller model, fewer windows or a shorter context",
+                    OutOfResources.exit_code,
+                    e,
                 ) from None
             text = f"internal error: {type(e).__name__}: {e}; set EDGEPRUNE_DEBUG=1 to see where, and please report it"
             raise _fail(text, 1, e) from None
@@ -160,6 +162,12 @@ def full_disk(e: BaseException | None) -> bool:
             return True
         e = e.__cause__ or e.__context__
     return False
+
+
+def no_memory(e: BaseException) -> bool:
+    """Whether want of memory is what an exception is about: Python's own, or what torch and onnxruntime raise."""
+    said = str(e).lower()
+    return isinstance(e, MemoryError) or "out of memory" in said or "allocate memory" in said
 
 
 def _fail(text: str, code: int, e: BaseException) -> typer.Exit:

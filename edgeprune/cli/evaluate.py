@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +10,21 @@ import typer
 
 from edgeprune.cli import _show, _show_evaluation
 from edgeprune.cli._app import verb
-from edgeprune.cli._options import CacheType, Include, Json, Limit, TaskData, TaskNames, Texts, Window, Windows
+from edgeprune.cli._options import (
+    CacheType,
+    Generate,
+    Include,
+    Json,
+    Limit,
+    Shots,
+    TaskData,
+    TaskNames,
+    Texts,
+    Window,
+    Windows,
+    names,
+)
 from edgeprune.cli._terminal import emit, note, progress, say
-from edgeprune.errors import UsageError
 from edgeprune.files import write_text
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="For lm-eval's own table and JSON, and ours; the same command goes on there.")]  # fmt: skip  # noqa: E501
@@ -32,10 +42,10 @@ def evaluate(
     task_data: TaskData = None,
     include_path: Include = None,
     limit: Limit = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered examples before each question.")] = None,
+    num_fewshot: Shots = None,
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Ask as a user of a dialogue does.")] = False,
     context: Annotated[int, typer.Option(min=16, help="Longest text of a task, tokens.")] = 2048,
-    generate: Annotated[bool, typer.Option("--generate", help="Also greedy text: continuations, repetition, exact answers.")] = False,
+    generate: Generate = False,
     output: Output = None,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1)] = None,
     kv_type: CacheType = None,
@@ -46,33 +56,21 @@ def evaluate(
     text in the artifact's own runtime."""
     from edgeprune import evaluate as evaluating
     from edgeprune import model as models
-    from edgeprune.chat import Chat
-    from edgeprune.generation import generate as generated
-    from edgeprune.tasks import Asked, score, suite
+    from edgeprune.behaviour import behaviour
+    from edgeprune.behaviour.tasks import Asked, suite
 
-    names = tuple(name for part in tasks or [] for name in part.split(",") if name)
-    if not names and (task_data or include_path or limit or num_fewshot is not None):
-        raise UsageError("--task-data, --include-path, --limit and --num-fewshot are for --tasks; name some")
     paths = {s: models.resolve(s) for s in subjects}
     asked = Asked(
-        names, task_data, include_path, limit, num_fewshot, apply_chat_template, context, threads, kv_type, precise
-    )
-    with contextlib.ExitStack() as stack:
-        tick = stack.enter_context(progress())
-        ready = stack.enter_context(suite(asked, output, note)) if names else None
+        names(tasks), task_data, include_path, limit, num_fewshot, apply_chat_template, context, threads, kv_type, precise,
+        generate,
+    )  # fmt: skip
+    with progress() as tick, suite(asked, output, note) as ready:
         found = evaluating.evaluate(
             paths, whole=models.resolve(against) if against else None, files=text or [], n_windows=windows,
             context_tokens=window, n_threads=threads, kv_type=kv_type, progress=tick,
         )  # fmt: skip
         for i, q in enumerate(found):
-            path, more = paths[q.subject], {}
-            if ready:
-                more["tasks"] = score(ready, q.subject, path, q.sha256, tick)
-            if generate:
-                with Chat(path, n_ctx=1024, n_threads=threads, precise=precise, kv_type=kv_type) as chat:
-                    told = functools.partial(tick, f"{q.subject}: generating")
-                    more["generation"] = generated(chat, chat_template=apply_chat_template, tick=told)
-            found[i] = q.model_copy(update=more)
+            found[i] = q.model_copy(update=dict(behaviour(ready, q.subject, paths[q.subject], q.sha256, tick)))
     if output:
         write_text(
             output / "quality.json", dumps([q.model_dump(mode="json") for q in found], indent=1) + "\n", force=True

@@ -9,9 +9,8 @@ import typer
 
 from edgeprune.cli import _show_healing
 from edgeprune.cli._app import command_line, verb
-from edgeprune.cli._options import Calibration, Force, Json, Memory, Window
+from edgeprune.cli._options import Calibration, Force, Json, Memory, Minutes, Settings, Tokens, Window, pairs
 from edgeprune.cli._terminal import emit, note, progress
-from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.work import ranks
 
@@ -38,18 +37,9 @@ def heal(
     windows: Annotated[
         int | None, typer.Option(min=1, help="Windows of text to solve by, all kinds together. Default: 48.")
     ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="How many tokens to train on. Default: 200000, or what --minutes allow.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="How long to train at most.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A number or choice of how it trains, such as rate=1e-4; a wrong name lists all. Repeatable.",
-        ),
-    ] = None,
+    tokens: Tokens = None,
+    minutes: Minutes = None,
+    settings: Settings = None,
     window: Window = 512,
     precision: Annotated[
         str, typer.Option(help="Type of the weights meanwhile: float32, bfloat16 or 'auto', the fastest here.")
@@ -79,19 +69,9 @@ def heal(
     with progress() as tick, folders.as_folder(path) as whole:
         made = healing.heal(
             folder, whole, spec, output, method=method, files=calibration or [], avoid=avoid or [], n_windows=windows,
-            context_tokens=window, budget=budget, options=_pairs(settings or []), precision=precision,
+            context_tokens=window, budget=budget, options=pairs(settings), precision=precision,
             max_bytes=max_memory, base_model=name, command=command_line(), force=force, say=note,
             progress=tick,
         )  # fmt: skip
     if ranks()[0] == 0:
         emit(made) if json else _show_healing.healed(made, output)
-
-
-def _pairs(settings: list[str]) -> dict[str, str]:
-    found = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: write NAME=VALUE")
-        found[name.strip()] = value.strip()
-    return found

@@ -13,25 +13,39 @@ from edgeprune.cli._options import (
     Context,
     Device,
     Effort,
+    Generate,
+    Granularity,
+    Include,
     Json,
     KvType,
+    Limit,
     MaxFile,
     MaxKl,
     MaxMem,
     MaxPplRatio,
     MaxSteps,
     MaxTtft,
+    Memory,
     Metric,
     MinTps,
+    Minutes,
     Mode,
     ModelOrBuiltin,
     Objective,
     Prompt,
     Quant,
     Runtime,
+    Settings,
+    Shots,
+    TaskData,
+    TaskNames,
     Texts,
+    Through,
+    Tokens,
     Window,
     Windows,
+    names,
+    pairs,
 )
 from edgeprune.cli._terminal import emit, note, progress
 
@@ -64,9 +78,20 @@ def run(
     windows: Windows = 8,
     window: Window = 512,
     max_steps: MaxSteps = None,
+    granularity: Granularity = "portable",
+    through: Through = "auto",
+    max_memory: Memory = None,
     heal: Annotated[
-        str, typer.Option(help="none, or how to heal what is cut: refit, distill, …, as in `edgeprune heal`.")
-    ] = "none",
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="How to heal what is cut, as in `edgeprune heal`: refit, distill, …; of several, such as refit,distill, each"
+            " goes on from the one before. Default: none.",
+        ),
+    ] = None,
+    tokens: Tokens = None,
+    minutes: Minutes = None,
+    settings: Settings = None,
     exports: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,13 +111,26 @@ def run(
             help="Also time decoding after so many tokens, repeatable; 0: not at all. Default: at the end of --context.",
         ),
     ] = None,
+    tasks: TaskNames = None,
+    task_data: TaskData = None,
+    include_path: Include = None,
+    limit: Limit = None,
+    num_fewshot: Shots = None,
+    generate: Generate = False,
     json: Json = False,
 ) -> None:
-    """Score, plan, prune, export, measure, evaluate and report in one folder, skipping what is done and verified."""
+    """Score, plan, prune, heal, export, measure, evaluate and report in one folder, skipping what is done and verified.
+
+    --tokens, --minutes and --set are for each way to heal that trains. Tasks and text are asked of the whole model, of the
+    cut and the healed one, and of the planned file, in the planned context.
+    """
     from edgeprune import catalog, folders
+    from edgeprune import heal as healing
     from edgeprune import model as models
     from edgeprune import report as reporting
     from edgeprune import run as running
+    from edgeprune import score as scoring
+    from edgeprune.behaviour.tasks import Asked
     from edgeprune.cli import _show_report
     from edgeprune.types import Scores
 
@@ -102,17 +140,23 @@ def run(
         runtime=runtime, objective=objective,
     )  # fmt: skip
     profile = device_profile(device)
-    if heal != "none":
-        catalog.load("edgeprune.healers", heal)
+    healers = tuple(name for name in names(heal) if name != "none")
+    for name in healers:
+        catalog.load("edgeprune.healers", name)
     if model is None:
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
     source = models.resolve(model or models.BUILTIN)
     options = running.Options(
-        metric=metric, effort=effort, calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows,
-        context=window, max_steps=max_steps, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode,
-        heal=heal, depths=None if depth is None else tuple(depth),
+        metric=scoring.of_granularity(metric, granularity), effort=effort, through=through, calibration=tuple(calibration or ()),
+        texts=tuple(text or ()), windows=windows, context=window, max_steps=max_steps, max_bytes=max_memory,
+        exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode, heal=healers,
+        budget=healing.Budget(tokens, minutes) if tokens or minutes else None, settings=pairs(settings),
+        depths=None if depth is None else tuple(depth),
+        asked=Asked(names(tasks), task_data, include_path, limit, num_fewshot, generate=generate),
     )  # fmt: skip
-    note(f"run in {output}: score, plan, prune, export {' '.join(options.exports)}, measure, evaluate, report")
+    steps = ["score", "plan", "prune", *(f"heal by {name}" for name in healers), f"export {' '.join(options.exports)}"]
+    steps += ["measure", "evaluate", *(["ask tasks and text"] if tasks or generate else []), "report"]
+    note(f"run in {output}: {', '.join(steps)}")
     with progress() as tick:
         running.run(
             source, models.inspect(source, model and folders.public_name(model)), profile, budget, output, options,

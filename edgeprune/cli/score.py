@@ -14,17 +14,18 @@ from edgeprune.cli._options import (
     Calibration,
     Effort,
     Force,
+    Granularity,
     Json,
     MaxSteps,
     Memory,
     Metric,
     Precision,
     Protect,
+    Through,
     Window,
     Windows,
 )
 from edgeprune.cli._terminal import emit, note, progress
-from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.work import ranks
 
@@ -38,12 +39,7 @@ def score(
     windows: Windows = 16,
     window: Window = 512,
     max_steps: MaxSteps = None,
-    granularity: Annotated[
-        str,
-        typer.Option(
-            help="What a search may cut: portable (whole layers and seams), aligned (whole layers) or sublayer."
-        ),
-    ] = "portable",
+    granularity: Granularity = "portable",
     protect: Protect = "0,0",
     effort: Effort = 1,
     after_heal: Annotated[
@@ -54,9 +50,7 @@ def score(
     ] = None,
     precision: Precision = "auto",
     max_memory: Memory = None,
-    through: Annotated[
-        str, typer.Option(help="torch, llamacpp (a .gguf, without torch) or 'auto': llamacpp where that is quick.")
-    ] = "auto",
+    through: Through = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -74,12 +68,8 @@ def score(
     spec = models.inspect(path)
     method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort, after_heal)
     scoring.check_method(method)
-    in_llamacpp = scoring.in_llamacpp(spec, path, metric, through)
-    if in_llamacpp and (max_memory is not None or precision != "auto" or after_heal):
-        raise UsageError(
-            "--max-memory, --precision and --after-heal are for torch, and llama.cpp scores this: it maps the file and computes"
-            " in its types; leave them out, or say --through torch"
-        )
+    for_torch = max_memory is not None or precision != "auto" or after_heal is not None
+    in_llamacpp = scoring.in_llamacpp(spec, path, metric, through, for_torch)
     note(
         f"scoring {spec.name} in {'llama.cpp' if in_llamacpp else 'torch'}: {metric}, {method.max_steps} steps, up to"
         f" {windows} windows of {window} tokens; when stopped, the same command goes on from there"

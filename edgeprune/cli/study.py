@@ -161,7 +161,7 @@ def _suite(
     stack: Any, names: list[str] | None, data: Path | None, include: Path | None, limit: float | None, n_threads: int,
     output: Path,
 ) -> Any:  # fmt: skip
-    from edgeprune.tasks import Asked, suite
+    from edgeprune.behaviour.tasks import Asked, suite
 
     known = tuple(name for part in names or [] for name in part.split(",") if name)
     if not known and (data or include or limit):

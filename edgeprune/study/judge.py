@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeprune import evaluate, heal, tasks
+from edgeprune import evaluate, heal
+from edgeprune.behaviour import tasks
+from edgeprune.behaviour.tasks import Suite
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation import TaskScore
 from edgeprune.export import export, formats
@@ -19,7 +21,6 @@ from edgeprune.files import remove
 from edgeprune.study.design import Task
 from edgeprune.study.real import Subject
 from edgeprune.study.record import Quality
-from edgeprune.tasks import Suite
 from edgeprune.work import Log
 
 Progress = Callable[[str, int, int], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -22,10 +23,13 @@ class HarnessModel(TemplateLM):
     """Texts become tokens where and as lm-eval's own `hf` model makes them; the artifact's runtime does the rest."""
 
     def __init__(
-        self, chat: Chat, max_length: int, work: Work, tick: Callable[[str, int, int], None], info: dict[str, Any]
-    ):
-        """`max_length`: tokens; a longer text loses its beginning. `info` goes into lm-eval's own record."""
+        self, chat: Chat, max_length: int, work: Work, tick: Callable[[str, int, int], None], info: dict[str, Any],
+        say: Callable[[str], None] = lambda _: None,
+    ):  # fmt: skip
+        """`max_length`: tokens; a longer text loses its beginning. `info` goes into lm-eval's own record. `say` is told how
+        much there is to do, and how long it may take."""
         super().__init__()
+        self._say = say
         self._chat, self._session, self._work, self._tick, self._info = chat, chat.session, work, tick, info
         self.max_length, self.max_gen_toks, self.n_cut = max_length, 256, 0
 
@@ -131,15 +135,22 @@ class HarnessModel(TemplateLM):
 
     def _rated(self, pairs: list[tuple[Tokens, Tokens]]) -> list[tuple[float, bool]]:
         slices = [pairs[i : i + _SLICE] for i in range(0, len(pairs), _SLICE)]
-        before = 0
+        before, paces = 0, []  # seconds for a token, of each slice
+        self._say(f"{len(pairs)} answers to rate")
 
         def answer(piece: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[float, bool]]:
-            return self._chat.log_likelihoods(
+            began = time.monotonic()
+            found = self._chat.log_likelihoods(
                 piece, lambda done: self._tick("rating answers", before + done, len(pairs))
             )
+            paces.append((time.monotonic() - began) / _cost(piece))
+            return found
 
         def told(done: int) -> None:
             nonlocal before
+            if len(paces) == 1 and done < len(slices):
+                left = paces[0] * sum(map(_cost, slices[done:]))
+                self._say(f"{done * _SLICE} answers are rated, the rest takes about {_duration(left)}")
             before = min(done * _SLICE, len(pairs))
             self._tick("rating answers", before, len(pairs))
 
@@ -154,3 +165,17 @@ class HarnessModel(TemplateLM):
             )
         self.n_cut += too_many > 0
         return context[max(too_many, 0) :], continuation
+
+
+def _cost(pairs: Sequence[tuple[Tokens, Tokens]]) -> int:
+    """Tokens to compute: a question that several answers share is read once."""
+    questions = {tuple(context) for context, _ in pairs}
+    return sum(map(len, questions)) + sum(len(answer) for _, answer in pairs)
+
+
+def _duration(seconds: float) -> str:
+    """Rounded, as an estimate is said."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} seconds"

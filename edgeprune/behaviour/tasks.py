@@ -41,7 +41,7 @@ INSTALL = "tasks need lm-eval, which is not installed: pip install 'edgeprune[ev
 
 
 class Asked(NamedTuple):
-    tasks: tuple[str, ...]  # names, lm-eval's patterns such as mmlu_*, or "zeroshot"
+    tasks: tuple[str, ...] = ()  # names, lm-eval's patterns such as mmlu_*, or "zeroshot"
     data: Path | None = None  # a folder with the JSONL files of ZEROSHOT
     include: Path | None = None  # a folder with task definitions; they may hold Python code, which runs
     limit: float | None = None  # documents of each task, or below 1 their fraction
@@ -51,20 +51,27 @@ class Asked(NamedTuple):
     n_threads: int | None = None
     kv_type: str | None = None
     precise: bool = False
+    generate: bool = False  # greedy text too, see edgeprune.behaviour.generation
 
 
 class Suite(NamedTuple):
-    """Tasks that lm-eval has found."""
+    """Tasks that lm-eval has found; none where none was asked for."""
 
     asked: Asked
-    names: tuple[str, ...]
-    manager: Any  # lm_eval.tasks.TaskManager
-    output: Path | None
+    names: tuple[str, ...] = ()
+    manager: Any = None  # lm_eval.tasks.TaskManager
+    output: Path | None = None
+    say: Callable[[str], None] = lambda _: None
 
 
 @contextlib.contextmanager
 def suite(asked: Asked, output: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[Suite]:
     """Raises UsageError without lm-eval or for a task it does not know, InputRejected for data that is not there."""
+    if not asked.tasks:
+        if asked.data or asked.include or asked.limit or asked.num_fewshot is not None:
+            raise UsageError("--task-data, --include-path, --limit and --num-fewshot are for --tasks; name some")
+        yield Suite(asked)
+        return
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -87,7 +94,7 @@ def suite(asked: Asked, output: Path | None = None, say: Callable[[str], None] =
             say("reading lm-eval's list of tasks")
             manager = TaskManager(include_path=include)
         names = [name for s in specs for name in _matches(manager, s)]
-        yield Suite(asked, tuple(dict.fromkeys(names)), manager, output)
+        yield Suite(asked, tuple(dict.fromkeys(names)), manager, output, say)
 
 
 def score(ready: Suite, name: str, path: Path, sha256: str, progress: Progress) -> TaskScores:
@@ -98,24 +105,24 @@ def score(ready: Suite, name: str, path: Path, sha256: str, progress: Progress) 
 
     asked = ready.asked
     folder = ready.output and ready.output / f"{Path(name).name}-{sha256[:8]}"
-    question = _question(ready, name, path, sha256)
-    if folder and (kept := _kept(folder, question)) is not None:
+    request = request_of(ready, name, path, sha256)
+    if folder and (kept := _kept(folder, request)) is not None:
         return kept
     log_path = folder and folder.with_name(folder.name + ".log")
     options = dict(n_threads=asked.n_threads, precise=asked.precise, kv_type=asked.kv_type)
-    with Chat(path, n_ctx=asked.context_tokens, **options) as chat, Log.opened(log_path, question) as log:
+    with Chat(path, n_ctx=asked.context_tokens, **options) as chat, Log.opened(log_path, request, ready.say) as log:
         results, n_cut = _run(ready, chat, Work(log), name, sha256, progress)
-        found = _scores(results, question, n_cut)
+        found = _scores(results, request, n_cut)
         if folder:
-            _keep(folder, results, question, found)
+            _keep(folder, results, request, found)
     if log_path:
         log_path.unlink(missing_ok=True)
     return found
 
 
-def _question(ready: Suite, name: str, path: Path, sha256: str) -> dict[str, Any]:
+def request_of(ready: Suite, name: str, path: Path, sha256: str) -> dict[str, Any]:
     """All that scores depend on, as JSON gives it back."""
-    import lm_eval
+    from importlib.metadata import version
 
     asked, own = ready.asked, {}
     if asked.include:
@@ -126,7 +133,7 @@ def _question(ready: Suite, name: str, path: Path, sha256: str) -> dict[str, Any
     found = {
         "subject": name, "sha256": sha256, "runtime": runtime,
         "build": catalog.load("edgeprune.runtimes", runtime).version(),
-        "harness": f"lm-eval {lm_eval.__version__}", "tasks": ready.names, "not_lm_evals_own": own,
+        "harness": f"lm-eval {version('lm-eval')}" if ready.names else None, "tasks": ready.names, "not_lm_evals_own": own,
         "limit": asked.limit, "num_fewshot": asked.num_fewshot, "chat_template": asked.chat_template,
         "context_tokens": asked.context_tokens, "kv_type": asked.kv_type, "precise": asked.precise,
     }  # fmt: skip
@@ -139,11 +146,14 @@ def _run(
     """lm-eval's record, and how many texts lost their beginning."""
     from lm_eval import evaluator
 
-    from edgeprune._harness_model import HarnessModel
+    from edgeprune.behaviour.harness_model import HarnessModel
 
     asked = ready.asked
     info = {"model": name, "model_sha": sha256, "runtime": chat.runtime}
-    model = HarnessModel(chat, asked.context_tokens, work, lambda what, *of: progress(f"{name}: {what}", *of), info)
+    model = HarnessModel(
+        chat, asked.context_tokens, work, lambda what, *of: progress(f"{name}: {what}", *of), info,
+        lambda line: ready.say(f"{name}: {line}"),
+    )  # fmt: skip
     evaluator.get_git_commit_hash = lambda: None  # of the folder one happens to be in; git would complain on stderr
     try:
         results = evaluator.simple_evaluate(
@@ -158,7 +168,7 @@ def _run(
     return results, model.n_cut
 
 
-def _scores(results: dict[str, Any], question: dict[str, Any], n_cut: int) -> TaskScores:
+def _scores(results: dict[str, Any], request: dict[str, Any], n_cut: int) -> TaskScores:
     found = []
     for task, values in results["results"].items():
         counts = results["n-samples"].get(task, {})
@@ -181,12 +191,12 @@ def _scores(results: dict[str, Any], question: dict[str, Any], n_cut: int) -> Ta
                 )
             )
     return TaskScores(
-        harness=question["harness"], context_tokens=question["context_tokens"], n_cut=n_cut,
-        chat_template=question["chat_template"], scores=tuple(found),
+        harness=request["harness"], context_tokens=request["context_tokens"], n_cut=n_cut,
+        chat_template=request["chat_template"], scores=tuple(found),
     )  # fmt: skip
 
 
-def _keep(folder: Path, results: dict[str, Any], question: dict[str, Any], found: TaskScores) -> None:
+def _keep(folder: Path, results: dict[str, Any], request: dict[str, Any], found: TaskScores) -> None:
     from lm_eval.utils import handle_non_serializable, make_table
 
     def text(value: Any, indent: int | None = None) -> str:
@@ -200,7 +210,7 @@ def _keep(folder: Path, results: dict[str, Any], question: dict[str, Any], found
         "table.md": "\n".join(tables),
         "samples.jsonl": "".join(text(sample) + "\n" for sample in samples),
         "scores.json": found.to_json(),
-        "request.json": text(question, indent=1),
+        "request.json": text(request, indent=1),
     }
     with staging(folder, force=True) as partial:
         partial.mkdir()
@@ -208,10 +218,10 @@ def _keep(folder: Path, results: dict[str, Any], question: dict[str, Any], found
             (partial / file).write_text(content, encoding="utf-8")
 
 
-def _kept(folder: Path, question: dict[str, Any]) -> TaskScores | None:
-    """What an earlier run of the same question left."""
+def _kept(folder: Path, request: dict[str, Any]) -> TaskScores | None:
+    """What an earlier run of the same request left."""
     try:
-        if json.loads((folder / "request.json").read_text("utf-8")) == question:
+        if json.loads((folder / "request.json").read_text("utf-8")) == request:
             return TaskScores.from_json((folder / "scores.json").read_text("utf-8"))
     except (OSError, ValueError):
         pass
