@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -68,9 +69,9 @@ def include(tmp_path_factory):
     return folder
 
 
-def scored(path, output=None, progress=quiet, **asked):
+def scored(path, output=None, progress=quiet, say=quiet, **asked):
     asked = {"context_tokens": 256, "precise": True, **asked}
-    with tasks.suite(tasks.Asked(**asked), output) as ready:
+    with tasks.suite(tasks.Asked(**asked), output, say) as ready:
         return tasks.score(ready, "it", path, "0" * 64, progress)
 
 
@@ -170,7 +171,8 @@ def test_a_kill_costs_only_what_was_under_way(artifacts, include, tmp_path, monk
     from edgeprune.chat import Chat
 
     monkeypatch.setattr(harness_model, "_SLICE", 6)
-    asked, rated = dict(tasks=("choice",), include=include), []
+    said, rated = [], []
+    asked = dict(tasks=("choice",), include=include, say=said.append)
     honest = Chat.log_likelihoods
 
     def counting(self, pairs, tick):
@@ -186,8 +188,11 @@ def test_a_kill_costs_only_what_was_under_way(artifacts, include, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         scored(path, tmp_path, killed, **asked)
     assert [p.suffix for p in tmp_path.glob("it-*")] == [".log"]
+    assert said[0] == "it: 27 answers to rate" and said[1].startswith("it: 6 answers are rated, the rest takes about ")
+    said.clear()
     rated.clear()
     found = scored(path, tmp_path, **asked)
+    assert any("going on where it stopped" in line and "holds 2 pieces" in line for line in said)
     assert sum(rated) < 27 and found == scored(path, tmp_path / "anew", **asked)
     assert [p.suffix for p in tmp_path.glob("it-*")] == [""]
     rated.clear()
@@ -263,10 +268,13 @@ def test_wrong_input(artifacts, include, tmp_path, call, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_verb(artifacts, include, tmp_path, call):
+def test_the_verb(artifacts, include, tmp_path, call, monkeypatch):
     """Perplexity, tasks and text of two runtimes, in one table and one record that a report reads."""
+    from edgeprune import behaviour
     from edgeprune.evaluation import Evaluation
 
+    fewer = functools.partial(behaviour.generate, n_questions=5, max_tokens=16)
+    monkeypatch.setattr(behaviour, "generate", fewer)
     paths = [artifacts["llamacpp"], artifacts["onnxruntime"]]
     words = ["evaluate", *paths, "--window", 32, "--windows", 1, "-t", 1, "--precise", "--generate"]
     words += ["--include-path", include, "--tasks", "choice"]
@@ -279,4 +287,4 @@ def test_the_verb(artifacts, include, tmp_path, call):
     assert any(line.startswith("repetition, seq-rep-4") for line in lines) and "The capital of France is" in lines
     found = [Evaluation.model_validate(q) for q in json.loads((tmp_path / "out" / "quality.json").read_text())]
     assert [q.runtime for q in found] == ["llamacpp", "onnxruntime"]
-    assert found[0].tasks.scores == found[1].tasks.scores and found[0].generation.exact_match[0].n_questions == 50
+    assert found[0].tasks.scores == found[1].tasks.scores and found[0].generation.exact_match[0].n_questions == 5
