@@ -128,6 +128,8 @@ class HarnessModel(TemplateLM):
                 prompt, max_tokens=options["max_gen_toks"], sampling=sampling, until=options["until"]
             ).text
 
+        self._say(f"{len(requests)} answers to write")
+
         def told(done: int) -> None:
             self._tick("generating", done, len(requests))
 

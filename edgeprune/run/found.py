@@ -62,7 +62,8 @@ def evaluated(job: Job, final: Path, made: Plan, artifacts: list[Artifact], scor
     job.journal.step("evaluate", [*inputs, shas(options.texts)], [path], work)
     found = TypeAdapter(list[Evaluation]).validate_json(path.read_bytes())
     ready = ready._replace(asked=ready.asked._replace(kv_type=kv_type(made)))
-    asked = _asked(job, {name: subjects[name] for name in [*folders, artifacts[0].path]}, found, ready)
+    names = [*(folders if made.removed else ["whole"]), artifacts[0].path]
+    asked = _asked(job, {name: subjects[name] for name in names}, found, ready)
     told = [q.model_copy(update=dict(asked[q.subject])) if q.subject in asked else q for q in found]
     write_all(job.out / "quality.json", told)
 
