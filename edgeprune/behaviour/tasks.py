@@ -164,7 +164,10 @@ def _run(
         raise
     except Exception as e:  # tasks are anyone's code
         line = " ".join(str(e).split())[:300]
-        raise InputRejected(f"lm-eval can't run {', '.join(ready.names)}: {type(e).__name__}: {line}") from e
+        hint = "; fetch its data once, or give a definition with data of your own by --include-path"
+        raise InputRejected(
+            f"lm-eval can't run {', '.join(ready.names)}: {type(e).__name__}: {line}{hint if isinstance(e, OSError) else ''}"
+        ) from e
     return results, model.n_cut
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from edgeprune.cli._terminal import clean, say, table
@@ -23,14 +24,20 @@ def _tasks(found: list[Evaluation]) -> None:
         n = "" if s.n_documents is None else f"{s.n_documents} of {s.n_documents_whole}"
         shots = "" if s.n_fewshot is None else str(s.n_fewshot)
         rows.append([task, metric, n, shots, *(_value(scores.get((task, metric))) for scores in by_key)])
-    means = [[s.value for (_, metric), s in scores.items() if metric == "acc"] for scores in by_key]
-    if len(means[0]) > 1 and all(len(m) == len(means[0]) for m in means):
-        rows.append([f"mean of {len(means[0])}", "acc", "", "", *(f"{statistics.fmean(m):.4f}" for m in means)])
+    of_acc = [[s for (_, metric), s in scores.items() if metric == "acc"] for scores in by_key]
+    if len(of_acc[0]) > 1 and all(len(found) == len(of_acc[0]) for found in of_acc):
+        rows.append([f"mean of {len(of_acc[0])}", "acc", "", "", *map(_mean, of_acc)])
     table(None, columns, rows, right=(2, 3, *range(4, len(columns))))
     t = found[0].tasks
     asked = "asked in a dialogue" if t.chat_template else "asked as plain text"
     cut = [f"{q.subject}: {q.tasks.n_cut} texts cut at their beginning" for q in found if q.tasks.n_cut]
     say(f"{t.harness}, {asked}, at most {t.context_tokens} tokens; ± standard error" + "".join(f"; {c}" for c in cut))
+
+
+def _mean(scores: list[TaskScore]) -> str:
+    """Over tasks, whose errors are independent: the root of the sum of their squares, over their number."""
+    mean, errors = statistics.fmean(s.value for s in scores), [s.stderr for s in scores]
+    return f"{mean:.4f}" + ("" if None in errors else f" ± {math.hypot(*errors) / len(errors):.4f}")
 
 
 def _value(s: TaskScore | None) -> str:
