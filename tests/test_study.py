@@ -232,14 +232,19 @@ def test_along_the_threads_what_was_measured():
 # --- real runs ------------------------------------------------------------------------------------
 
 
-def test_groups_keep_to_the_limits_and_all_have_the_depth_variant():
+@pytest.mark.parametrize("gigabytes", [2.6, 4, 100])
+def test_groups_keep_to_the_limits_and_have_the_depth_of_each_width(gigabytes):
     found = tinyllama()
-    limits = measure.Limits(disk_bytes=2_600_000_000, memory_bytes=6_000_000_000)
+    limits = measure.Limits(disk_bytes=int(gigabytes * 1e9), memory_bytes=int(2 * gigabytes * 1e9))
     groups = measure.groups(found, measure.Protocol(), limits)
     for g in groups:
-        assert [t.variant.kind for t in g.tasks].count("depth") == 1
+        assert len({t.name for t in g.tasks}) == len(g.tasks) > 1
+        depths = {t.variant.ratio for t in g.tasks if t.variant.kind == "depth"}
+        assert {t.variant.ratio for t in g.tasks if t.variant.kind == "width"} <= depths
         assert sum(map(measure.task_bytes, g.tasks)) <= limits.disk_bytes
     assert {t.name for g in groups for t in g.tasks} == {t.name for t in found.tasks}
+    quants = {(t.runtime, t.quant) for t in found.tasks}
+    assert len(groups) == len(quants) if gigabytes == 100 else len(groups) > len(quants)
 
 
 @pytest.mark.slow

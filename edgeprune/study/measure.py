@@ -78,7 +78,7 @@ class Group(NamedTuple):
 
 
 def groups(d: Design, p: Protocol, limits: Limits) -> list[Group]:
-    """Per quantisation and ratio; as many groups as the limits ask for, each with the depth variant in it."""
+    """Per quantisation, or where the limits ask for more of them per ratio too; a width is with the depth of its ratio."""
     out: list[Group] = []
     for threads in p.threads:
         for runtime, quant in dict.fromkeys((t.runtime, t.quant) for t in d.tasks):
@@ -86,7 +86,13 @@ def groups(d: Design, p: Protocol, limits: Limits) -> list[Group]:
             for i, depth in enumerate(t for t in mine if t.variant.kind == "depth"):
                 others = [t for t in mine if t.variant.kind == "width" and t.variant.ratio == depth.variant.ratio]
                 others = [mine[0], *others] if i == 0 else others
-                out += [Group((depth, *part), threads) for part in _parts(depth, others, limits)]
+                for part in _parts(depth, others, limits):
+                    tasks, before = (depth, *part), out[-1] if out and i else None
+                    both = (*before.tasks, *tasks) if before else ()
+                    if before and _fits(both, limits):
+                        out[-1] = Group(both, threads)
+                    else:
+                        out.append(Group(tasks, threads))
     return out
 
 

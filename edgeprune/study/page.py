@@ -13,8 +13,8 @@ from edgeprune.report.svg import alone
 from edgeprune.study import figures, tables, words
 from edgeprune.study.record import Study
 
-SPEED = "Right of the line depth is faster. Filled: nothing in the context; hollow: {:,} tokens. Bars: 95 %; stroke: predicted by a "
-SPEED += "fit that saw neither model."
+SPEED = "Right of the line depth is faster. Filled: nothing in the context{}. Bars: 95 %; stroke: predicted by a fit that saw neither "
+SPEED += "model."
 FORETOLD = "Predicted, not measured; band: 90 %."
 
 
@@ -54,7 +54,8 @@ def _sections(s: Study) -> Iterator[Section]:
     )
     found = tables.stock(s)
     stock = (found,) if found else ()
-    speed = tuple((f"speed-{q}", f"{q}.", SPEED.format(max(s.contexts))) for q in figures.quants(s))
+    longest = f"; hollow: {max(s.contexts):,} tokens" if any(s.contexts) else ""
+    speed = tuple((f"speed-{q}", f"{q}.", SPEED.format(longest)) for q in figures.quants(s))
     yield Section("measured", "Measured side by side", (Figures(speed), tables.pairs(s), tables.models(s), *stock))
     if s.qualities:
         equal = (tables.equal_quality(s),) if s.equal_quality else (Text(NO_EQUAL),)

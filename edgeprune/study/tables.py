@@ -234,8 +234,8 @@ def equal_quality(s: Study) -> Table:
         tuple(rows),
         "At equal damage instead of equal size: depth's speed is read off between the models that were measured, on the line "
         "through the whole model and those with fewer blocks. The interval is of the KL's standard error. A thinner model with "
-        "more or less damage than any depth model is left out. Ratios of removal were timed minutes apart: a drift of the machine "
-        "between them is in these figures, unlike in those side by side.",
+        "more or less damage than any depth model is left out. Ratios of removal whose files are too large to be open together were "
+        "timed minutes apart: then a drift of the machine is in these figures, unlike in those side by side.",
     )
 
 
