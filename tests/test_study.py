@@ -184,13 +184,33 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
         "left out: this",
     ):
         assert said in text, said
-    assert "Where depth loses" in text and "heads" in text.split("Where depth loses")[1][:900]
+    assert "Where depth is slower" in text and "heads" in text.split("Where depth is slower")[1][:900]
     drawn = ["speed-Q4_0", "speed-Q4_K_M", "time-0", "time-2048", "predicted", "context-rpi5-8gb", "model", "bandwidth"]
     for name in drawn:
         assert f"]({name}.svg)" in text and (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     assert html.count("<svg") == html.count("<figure>") == len(drawn)
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_damage_at_equal_size(explained):
+    """0.6 nats, healed 0.3, beside a width's 0.4."""
+    from edgeprune.study import words
+    from edgeprune.study.record import Quality
+
+    made = explained[4]
+    pair = next(p for p in made.pairs if p.what == "decode")
+    rows = [(pair.depth, False, 0.6), (pair.depth, True, 0.3), (pair.width, False, 0.4)]
+    made = made.model_copy(
+        update={
+            "qualities": tuple(
+                Quality(variant=v, quant=pair.quant, method="m", healed=h, perplexity=9.0, kl=kl, kl_stderr=0.0)
+                for v, h, kl in rows
+            )
+        }
+    )
+    (told,) = (t for t in words.verdicts(made) if "damage" in t)
+    assert "leaves 1.50 times the damage" in told and told.endswith("once healed 0.75 times.")
 
 
 def test_speed_at_equal_damage():

@@ -49,7 +49,7 @@ def _sections(s: Study) -> Iterator[Section]:
         (
             Items(tuple(words.verdicts(s))),
             tables.verdict(s),
-            Items(lost or ("Nowhere among the pairs measured here.",), "Where depth loses, measured"),
+            Items(lost or ("Nowhere among the pairs measured here.",), "Where depth is slower, measured"),
         ),
     )
     found = tables.stock(s)

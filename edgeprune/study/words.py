@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgeprune.report.text import percent, runtime_name
 from edgeprune.study.explain import PARTS
@@ -62,11 +62,31 @@ def verdicts(s: Study) -> Iterator[str]:
             "open": "not settled in {}",
         }
         told = ", ".join(said[w].format(n) for w, n in counts.items() if n)
-        span = f"{ends[0]:.2f} to {ends[-1]:.2f}" if len(ends) > 1 else f"{ends[0]:.2f}"
-        yield f"Against {AGAINST.get(key, f'widths in {key}s')}, depth decodes at {span} times the speed; of {len(mine)}, {told}."
+        against = AGAINST.get(key, f"widths in {key}s")
+        yield f"Against {against}, depth decodes at {_span(ends)} times the speed; of {len(mine)}, {told}."
+    yield from _damages(s)
+
+
+def _damages(s: Study) -> Iterator[str]:
+    """Of a real model, for each kind of width: how much more damage depth does at equal size."""
+    kl = {(q.variant, q.quant, q.healed): q.kl for q in s.qualities}
+    for key, mine in _by_kind(s).items():
+        found: dict[bool, str] = {}
+        for healed in (False, True):
+            both = {(kl.get((p.depth, p.quant, healed)), kl.get((p.width, p.quant, False))) for p in mine}
+            if ratios := sorted(a / b for a, b in both if a and b):
+                found[healed] = f"{_span(ratios)} times"
+        if False in found:
+            more = f"; once healed {found[True]}" if True in found else ""
+            yield f"At equal size depth leaves {found[False]} the damage (KL) of {AGAINST.get(key, f'widths in {key}s')}{more}."
+
+
+def _span(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.2f} to {ends[-1]:.2f}" if len(ends) > 1 else f"{ends[0]:.2f}"
 
 
 def lost(s: Study) -> Iterator[str]:
+    """Where width is faster at equal size, and at equal damage."""
     for p in s.pairs:
         if p.winner == "width":
             found = gain(p.measured, p.winner, "")
@@ -74,6 +94,10 @@ def lost(s: Study) -> Iterator[str]:
                 f"{p.quant}, {state(s, p)} tokens, {percent(p.ratio)} removed, against {name(model(s, p.width))}: {found.text} "
                 f"({found.sub.split(', ', 1)[1]})."
             )
+    for e in s.equal_quality:
+        if e.winner == "width":
+            healed = "healed" if e.healed else "not healed"
+            yield f"{e.quant}, at the damage of {name(model(s, e.width))}, {healed}: {gain(e.ratio, e.winner, '').text}."
 
 
 def reasons(s: Study) -> Iterator[str]:
