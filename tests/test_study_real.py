@@ -8,7 +8,8 @@ import json
 import pytest
 from _shapes import make_scores
 
-from edgeprune import devices, model, tasks
+from edgeprune import devices, model
+from edgeprune.behaviour import tasks
 from edgeprune.errors import WrongWeights
 from edgeprune.study import judge, kept, measure, real, run
 
