@@ -1,6 +1,6 @@
 """Depth against width, the published study: speed at realistic sizes, and a small real model with its quality.
 
-    python benchmarks/depth_vs_width/run.py             # all; --only speed, larger or real: one
+    python benchmarks/depth_vs_width/run.py             # all; --only speed, larger, largest or real: one
     python benchmarks/depth_vs_width/run.py --help
 
 Each is `edgeprune study` with the arguments below; design, raw samples and report stay in a folder of its name, and the same
@@ -21,6 +21,8 @@ STUDIES = {
     "speed": "tinyllama-1.1b --speed-only --ratios 0.2 --quants Q4_K_M,Q4_0,Q8_0 --round 1,32,256 --contexts 0,2000 "
     "-p 128 -n 16 --max-disk 8GB --max-memory 11GB",
     "larger": "qwen2.5-1.5b --speed-only --ratios 0.2 --quants Q4_K_M --round 1,32,256 --contexts 0 -p 64 -n 16 --max-memory 11GB",
+    "largest": "llama-3.2-3b --speed-only --ratios 0.2 --quants Q4_K_M --round 1,32,256 --contexts 0 -p 64 -n 16 "
+    "--max-disk 12GB --max-memory 14GB",
     "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_0,int8 --round 0,32 --contexts 0 -p 128 --heal",
 }
 

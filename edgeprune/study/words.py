@@ -28,7 +28,8 @@ def headline(s: Study) -> str:
     for key, mine in _by_kind(s).items():
         side = next((w for w in ("depth", "width") if 2 * sum(p.winner == w for p in mine) > len(mine)), "")
         ends = sorted(p.measured.middle for p in mine)
-        told[side].append(f"{AGAINST.get(key, f'widths in {key}s')} ({signed(ends[0])} to {signed(ends[-1])})")
+        span = " to ".join(dict.fromkeys((signed(ends[0]), signed(ends[-1]))))
+        told[side].append(f"{AGAINST.get(key, f'widths in {key}s')} ({span})")
     said = {"depth": "fewer blocks decode faster than {}", "width": "slower than {}", "": "no clear lead over {}"}
     text = "; ".join(said[side].format(_list(found)) for side, found in told.items() if found)
     return f"{text[0].upper()}{text[1:]}." if text else "Nothing was measured."
@@ -112,7 +113,8 @@ def reasons(s: Study) -> Iterator[str]:
         told = ", ".join(f"{REASONS[k]} {100 * share[k]:+.1f} %".replace("-", "−") for k in shown)
         against = AGAINST.get(key, f"widths in {key}s")
         whole = f"{100 * sum(share.values()):+.1f} %".replace("-", "−")
-        yield f"{against[0].upper()}{against[1:]}: a token takes {whole} against depth's, the mean of {len(mine)} states: {told}."
+        over = f", the mean of {len(mine)} states" if len(mine) > 1 else ""
+        yield f"{against[0].upper()}{against[1:]}: a token takes {whole} against depth's{over}: {told}."
 
 
 def foresight(s: Study) -> str:
