@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _page import won_back
+from _page import ASKED, won_back
 
 COLOURS = ("#0072B2", "#CC6677", "#117733", "#882255")  # of paths: Okabe and Ito's blue, Tol's muted
 MARKERS = "osD^v"
-ASKED = (1 / 2, 1 / 3)  # on the first text, on the others
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
