@@ -137,11 +137,14 @@ def _until(examples: Iterator[Example], n_tokens: float) -> Iterator[Example]:
 
 def keep_from_judging(named: Sequence[tuple[str, str]], avoid: Sequence[Path]) -> None:
     """Raises UsageError when one of these (name, text) is in one of the files that are to judge, or holds much of it."""
-    for judging, judged in read_texts(avoid, "evaluation") if avoid else []:
-        for name, text in named:
-            if text_sha256(text) == text_sha256(judged):
+    judges = read_texts(avoid, "evaluation") if avoid else []
+    wanted = [(judging, text_sha256(judged), _runs(judged)) for judging, judged in judges]
+    for name, text in named if wanted else ():
+        sha256, held = text_sha256(text), _runs(text)
+        for judging, judged_sha256, runs in wanted:
+            if sha256 == judged_sha256:
                 raise UsageError(f"{name} is to judge the result, it can't also heal it; name another --calibration")
-            if (share := shared(text, judged)) > MOST_SHARED:
+            if (share := _share(runs, held)) > MOST_SHARED:
                 raise UsageError(
                     f"{name} holds {share:.0%} of {judging}, which is to judge the result, so it can't heal it; name another "
                     "--calibration"
@@ -151,12 +154,16 @@ def keep_from_judging(named: Sequence[tuple[str, str]], avoid: Sequence[Path]) -
 def shared(text: str, judged: str) -> float:
     """How much of `judged` is in `text` too: of its runs of 13 words those that are, the measure of overlap of Brown et al.
     2020 (arXiv:2005.14165, appendix C)."""
+    return _share(_runs(judged), _runs(text))
 
-    def runs(words: list[str]) -> Iterator[int]:
-        return (hash(run) for run in zip(*(words[i:] for i in range(RUN_WORDS)), strict=False))
 
-    wanted = set(runs(judged.split()))
-    return len(wanted.intersection(runs(text.split()))) / len(wanted) if wanted else 0.0
+def _runs(text: str) -> set[int]:
+    words = text.split()
+    return {hash(run) for run in zip(*(words[i:] for i in range(RUN_WORDS)), strict=False)}
+
+
+def _share(wanted: set[int], held: set[int]) -> float:
+    return len(wanted & held) / len(wanted) if wanted else 0.0
 
 
 def _kinds(by_text: list[tuple[str, list[T]]]) -> list[tuple[str, list[T]]]:

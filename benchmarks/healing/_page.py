@@ -44,8 +44,8 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
     texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in results["texts"])
     parts = [HEAD.format(model=results["model"], precision=results["precision"], texts=texts, kinds=", ".join(kinds))]
     parts.append(AGAINST if len({r["tokens"] for r in rows}) > 1 else "")
-    parts.append(_verdict(rows))
     most_text = max((r["windows"] for r in rows), default=0)
+    parts.append(_verdict([r for r in rows if (r["method"], r["windows"]) == (rows[0]["method"], most_text)]))
     for amount in sorted({r["blocks"] for r in rows}):
         here = [r for r in rows if r["blocks"] == amount]
         parts.append(f"## {amount} blocks out\n\n" + _table([r for r in here if r["windows"] == most_text], names))
@@ -61,10 +61,9 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
     """Of what was asked of the first method, how much is there."""
-    mine = [r for r in rows if r["method"] == rows[0]["method"] and r["windows"] == max(x["windows"] for x in rows)]
-    met = sum(all(won_back(j) >= ASKED[t > 0] for t, j in enumerate(r["judged"])) for r in mine)
+    met = sum(all(won_back(j) >= ASKED[t > 0] for t, j in enumerate(r["judged"])) for r in rows)
     return (
-        f"Asked of {rows[0]['method']}: half of the damage on the first text, a third on the others. Met for {met} of {len(mine)} "
+        f"Asked of {rows[0]['method']}: half of the damage on the first text, a third on the others. Met for {met} of {len(rows)} "
         "cuts.\n"
     )
 

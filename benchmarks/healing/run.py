@@ -33,20 +33,12 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
-    parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
-    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
+    parser = options(__doc__)
     parser.add_argument("--remove", default="3,6,9", help="blocks")
     parser.add_argument("--paths", default="ours,cosine_span", help="ours, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", default="6,18,54", help="of calibration text")
-    parser.add_argument("--eval-windows", type=int, default=6, help="of each text")
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--calibration", type=Path, nargs="+", help="default: what is installed, and wiki.txt")
-    parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("-o", "--output", type=Path, default=HERE, help="folder for the results")
     parser.add_argument("--redraw", action="store_true", help="README.md again from results.json")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -58,6 +50,20 @@ def main() -> None:
     more = json.loads(trained.read_text(encoding="utf-8")) if trained.exists() else None
     (args.output / "README.md").write_text(_page.page(results, more), encoding="utf-8")
     _curve.draw(results, args.output / "curve.png")
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """What every benchmark of healing can be asked for."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
+    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
+    parser.add_argument("--eval-windows", type=int, default=6, help="of each text")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--calibration", type=Path, nargs="+", help="default: what is installed, and wiki.txt")
+    parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")
+    parser.add_argument("-o", "--output", type=Path, default=HERE, help="folder for the results")
+    return parser
 
 
 def run(args: argparse.Namespace, temporary: Path) -> None:

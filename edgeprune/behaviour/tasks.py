@@ -68,8 +68,10 @@ class Suite(NamedTuple):
 def suite(asked: Asked, output: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[Suite]:
     """Raises UsageError without lm-eval or for a task it does not know, InputRejected for data that is not there."""
     if not asked.tasks:
-        if asked.data or asked.include or asked.limit or asked.num_fewshot is not None:
-            raise UsageError("--task-data, --include-path, --limit and --num-fewshot are for --tasks; name some")
+        options = {"--task-data": asked.data, "--include-path": asked.include, "--limit": asked.limit}
+        given = [k for k, v in (options | {"--num-fewshot": asked.num_fewshot}).items() if v is not None]
+        if given:
+            raise UsageError(f"{', '.join(given)}: these are for --tasks; name some")
         yield Suite(asked)
         return
     try:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeprune.cli._app import command_line, verb
-from edgeprune.cli._options import Force, Include, Json, Limit, TaskData, TaskNames, Window, Windows, _size
+from edgeprune.cli._options import Force, Include, Json, Limit, TaskData, TaskNames, Window, Windows, _size, names
 from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.errors import UsageError
 
@@ -158,16 +158,14 @@ def _stock(binary: Path | None, p: Any) -> dict[str, Any]:
 
 
 def _suite(
-    stack: Any, names: list[str] | None, data: Path | None, include: Path | None, limit: float | None, n_threads: int,
+    stack: Any, tasks: list[str] | None, data: Path | None, include: Path | None, limit: float | None, n_threads: int,
     output: Path,
 ) -> Any:  # fmt: skip
     from edgeprune.behaviour.tasks import Asked, suite
 
-    known = tuple(name for part in names or [] for name in part.split(",") if name)
-    if not known and (data or include or limit):
-        raise UsageError("--task-data, --include-path and --limit are for --tasks; name some")
-    asked = Asked(known, data, include, limit, n_threads=n_threads)
-    return stack.enter_context(suite(asked, output / "zeroshot", note)) if known else None
+    asked = Asked(names(tasks), data, include, limit, n_threads=n_threads)
+    ready = stack.enter_context(suite(asked, output / "zeroshot", note))
+    return ready if ready.names else None
 
 
 def _real(

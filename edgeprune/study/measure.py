@@ -71,7 +71,7 @@ class Sample(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Tasks measured together: a depth variant with those to be compared with it."""
+    """Tasks measured together: depth variants, each with those to be compared with it."""
 
     tasks: tuple[Task, ...]
     threads: int
@@ -83,16 +83,23 @@ def groups(d: Design, p: Protocol, limits: Limits) -> list[Group]:
     for threads in p.threads:
         for runtime, quant in dict.fromkeys((t.runtime, t.quant) for t in d.tasks):
             mine = [t for t in d.tasks if (t.runtime, t.quant) == (runtime, quant)]
+            parts: list[list[Task]] = []
             for i, depth in enumerate(t for t in mine if t.variant.kind == "depth"):
                 others = [t for t in mine if t.variant.kind == "width" and t.variant.ratio == depth.variant.ratio]
                 others = [mine[0], *others] if i == 0 else others
-                for part in _parts(depth, others, limits):
-                    tasks, before = (depth, *part), out[-1] if out and i else None
-                    both = (*before.tasks, *tasks) if before else ()
-                    if before and _fits(both, limits):
-                        out[-1] = Group(both, threads)
-                    else:
-                        out.append(Group(tasks, threads))
+                parts += [[depth, *part] for part in _parts(depth, others, limits)]
+            out += [Group(tuple(tasks), threads) for tasks in _joined(parts, limits)]
+    return out
+
+
+def _joined(parts: Sequence[list[Task]], limits: Limits) -> list[list[Task]]:
+    """Neighbours together where they fit; parts of one ratio never do."""
+    out: list[list[Task]] = []
+    for part in parts:
+        if out and _fits([*out[-1], *part], limits):
+            out[-1] = [*out[-1], *part]
+        else:
+            out.append(part)
     return out
 
 
@@ -119,8 +126,9 @@ def task_bytes(task: Task) -> int:
 def run(
     d: Design, p: Protocol, limits: Limits, folder: Path, log: Log, *, source: make.Source, others: Sequence[Other] = (),
     progress: Progress, say: Callable[[str], None],
-) -> tuple[list[Sample], list[str]]:  # fmt: skip
-    """All samples, and a line for every model that could not be made or run; `others` get every file while it is there.
+) -> None:  # fmt: skip
+    """Every sample, and a line for every model that could not be made or run, into the log; `others` get every file while it
+    is there.
 
     Raises OutOfResources for a full disk.
     """
@@ -145,23 +153,19 @@ def run(
                 files = [(t, made.paths[t.name]) for t in tasks if t.name in made.paths]
                 while len(files) > 1 and not timed:
                     log.add({"begin": n})
-                    found = []
                     try:
                         for s in _together(files, group, p, n):
                             progress(f"{s.variant} {s.quant}: {s.what}, context {s.context}", done, total)
-                            found.append(s)
                             log.add(s._asdict())
                     except _Failed as e:
                         fail(e.task, str(e))
                         files = [(t, path) for t, path in files if t.name not in failed]
                     else:
-                        samples += found
                         timed = True
                 for other in others:
                     other(files, folder)
         done += len(group.tasks)
     progress("measuring", total, total)
-    return samples, list(failed.values())
 
 
 def replay(lines: Sequence[dict[str, Any]]) -> tuple[list[Sample], dict[str, str]]:

@@ -29,7 +29,7 @@ def headline(s: Study) -> str:
         side = next((w for w in ("depth", "width") if 2 * sum(p.winner == w for p in mine) > len(mine)), "")
         ends = sorted(p.measured.middle for p in mine)
         span = " to ".join(dict.fromkeys((signed(ends[0]), signed(ends[-1]))))
-        told[side].append(f"{AGAINST.get(key, f'widths in {key}s')} ({span})")
+        told[side].append(f"{_against(key)} ({span})")
     said = {"depth": "fewer blocks decode faster than {}", "width": "slower than {}", "": "no clear lead over {}"}
     text = "; ".join(said[side].format(_list(found)) for side, found in told.items() if found)
     return f"{text[0].upper()}{text[1:]}." if text else "Nothing was measured."
@@ -63,8 +63,7 @@ def verdicts(s: Study) -> Iterator[str]:
             "open": "not settled in {}",
         }
         told = ", ".join(said[w].format(n) for w, n in counts.items() if n)
-        against = AGAINST.get(key, f"widths in {key}s")
-        yield f"Against {against}, depth decodes at {_span(ends)} times the speed; of {len(mine)}, {told}."
+        yield f"Against {_against(key)}, depth decodes at {_span(ends)} times the speed; of {len(mine)}, {told}."
     yield from _damages(s)
 
 
@@ -79,7 +78,7 @@ def _damages(s: Study) -> Iterator[str]:
                 found[healed] = f"{_span(ratios)} times"
         if False in found:
             more = f"; once healed {found[True]}" if True in found else ""
-            yield f"At equal size depth leaves {found[False]} the damage (KL) of {AGAINST.get(key, f'widths in {key}s')}{more}."
+            yield f"At equal size depth leaves {found[False]} the damage (KL) of {_against(key)}{more}."
 
 
 def _span(ends: Sequence[float]) -> str:
@@ -111,7 +110,7 @@ def reasons(s: Study) -> Iterator[str]:
         share = {k: statistics.fmean((b.parts[k] - a.parts[k]) / a.measured_s for a, b in mine) for k in PARTS}
         shown = (k for k in sorted(share, key=lambda k: -abs(share[k])) if abs(share[k]) >= 0.001)
         told = ", ".join(f"{REASONS[k]} {100 * share[k]:+.1f} %".replace("-", "−") for k in shown)
-        against = AGAINST.get(key, f"widths in {key}s")
+        against = _against(key)
         whole = f"{100 * sum(share.values()):+.1f} %".replace("-", "−")
         over = f", the mean of {len(mine)} states" if len(mine) > 1 else ""
         yield f"{against[0].upper()}{against[1:]}: a token takes {whole} against depth's{over}: {told}."
@@ -168,14 +167,15 @@ def method(s: Study) -> str:
 
 
 def _by_kind(s: Study) -> dict[str, list[Pair]]:
-    mine = [(kind(s, p), p) for p in s.pairs if p.what == "decode"]
-    return {
-        k: [p for of, p in mine if of == k] for k in [*AGAINST, *dict.fromkeys(of for of, _ in mine)] if _has(mine, k)
-    }
+    found: dict[str, list[Pair]] = {key: [] for key in AGAINST}
+    for p in s.pairs:
+        if p.what == "decode":
+            found.setdefault(kind(s, p), []).append(p)
+    return {key: mine for key, mine in found.items() if mine}
 
 
-def _has(mine: list[tuple[str, Pair]], key: str) -> bool:
-    return any(of == key for of, _ in mine)
+def _against(key: str) -> str:
+    return AGAINST.get(key, f"widths in {key}s")
 
 
 def _side(x: float) -> str:
