@@ -37,6 +37,25 @@ def test_a_judge_decides_among_what_the_search_found():
     assert tuple("abc") not in asked  # the whole model needs no healing
 
 
+def test_runs_of_neighbours_are_judged_too_however_much_damage_they_do_unhealed():
+    whole = tuple("abcdefgh")
+
+    def neighbours(kept) -> bool:
+        gone = sorted(set(whole) - set(kept))
+        return len(gone) == 2 and ord(gone[1]) - ord(gone[0]) == 1
+
+    measure, _ = fixed(lambda kept: 1.0 + (8 - len(kept)) + 9 * neighbours(kept))
+
+    def judge(versions, _tick):
+        return [1.0 if neighbours(v) else 2.0 for v in versions]
+
+    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
+    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
+    plain, by_judge = (_search.search(whole, children, measure, 3, 2, parents, 1, j) for j in (None, judge))
+    assert not neighbours(plain[2])
+    assert neighbours(by_judge[2])
+
+
 def test_the_damage_is_that_of_the_healed_model(tiny_folder):
     """Layer 2 out: its weights changed by hand in a model of transformers, on the windows that healing does not see."""
     m = torch_model.load(tiny_folder("llama"))

@@ -48,7 +48,7 @@ def search(
 
     effort: 0, or no `parents`, is greed; 1 refines it: forth, back and forth; more also keeps that many versions of each
     size (beam search), and goes back and forth up to that many times. judge: another damage than the measured one, by
-    which a refined search chooses among the best few of each size.
+    which a refined search chooses among the best few and the best runs of neighbours of each size.
     """
     effort = effort if parents else 0
     some = -(-n_windows // SHARE) if effort else n_windows
@@ -116,9 +116,11 @@ class _Field:
         chain, out = _chain(self.levels), []
         for step, (link, level) in enumerate(zip(chain, self.levels, strict=False)):
             told = lambda part, step=step: tick((step + part) / len(chain))  # noqa: E731
-            close = sorted({*level, *self.close.get(len(link), ())})[:FINALISTS]
-            some = list(dict.fromkeys([link, *(entry.version for entry in close)]))
+            close = [entry.version for entry in sorted({*level, *self.close.get(len(link), ())})]
+            some = list(dict.fromkeys([link, *close[:FINALISTS]]))
             if judge and step:
+                runs = [version for version in close if _is_run(self.whole, version)]
+                some = list(dict.fromkeys([*some, *runs[:RUNS]]))
                 judged = judge(some, lambda n, told=told, some=some: told(n / len(some)))
                 out.append(sorted(map(Entry, judged, some)))
             else:
