@@ -2,15 +2,16 @@
 
 Both streams of all tokens go through the layers together, so every weight is used once. A kept sub-layer's target is the
 whole model's stream just before the next kept one, after all that was removed in between; what the pruned stream, with the
-weights solved so far, lacks of it is what its output projection is asked to give as well. Windows held aside go along and
-tell in the end whether it helped.
+weights solved so far, lacks of it is what its output projection is asked to give as well. Kept sub-layers are the whole
+model's own, or those of a thinner model, which lack what was taken out of them. Windows held aside go along and tell in the
+end whether it helped.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeprune import families
@@ -64,16 +65,17 @@ class Attempts(NamedTuple):
 
 def attempt(
     model: Any, blocks: Blocks, healers: Sequence[Any], kinds: Sequence[Kind],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None, thinner: Any = None,
 ) -> Attempts:  # fmt: skip
     """Solve the output projections of what `blocks` keeps of a whole torch causal LM, for every scope of these healer modules.
 
-    All windows are of one length. In memory: the streams (tokens, d) of the whole model and of each scope, a projection's
+    thinner: the pruned model, of those blocks, where its weights are not the whole one's; stream, embedding and head are
+    alike. All windows are of one length. In memory: the streams (tokens, d) of the whole model and of each scope, a projection's
     inputs (tokens, k), its Gram matrix (k, k) for each kind. Raises InputRejected where logits are not finite.
     """
     import torch
 
-    walk = _Walk(model, healers, kinds)
+    walk = _Walk(model, thinner, healers, kinds)
     with torch.inference_mode():
         whole = walk.through(kept_sublayers(blocks), progress)
         return _judged(model, kinds, whole, walk)
@@ -107,13 +109,14 @@ def refuse(checkpoint: Checkpoint, healer: Any, method: str) -> None:
         )
 
 
-def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None) -> None:
+def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None, thinner: Any = None) -> None:
     """Raises OutOfResources, before any work, when the streams and sums of `attempt` take more than there is."""
     d = families.decoder(model.config.to_dict())
     n_tokens = sum(len(w) for kind in kinds for w in [*kind.fit, *kind.aside])
     streams = n_tokens * model.dtype.itemsize * (d.hidden * 2 * (n_scopes + 2) + d.ffn * n_scopes)
     sums = 8 * (len(kinds) + 3) * d.ffn * (d.ffn + d.hidden)
-    limit, weights = max_bytes or free_bytes(), 0 if max_bytes is None else sum(p.nbytes for p in model.parameters())
+    loaded = [p for m in (model, thinner) if m is not None for p in m.parameters()]
+    limit, weights = max_bytes or free_bytes(), 0 if max_bytes is None else sum(p.nbytes for p in loaded)
     if weights + streams + sums > limit:
         raise OutOfResources(
             f"healing by {n_tokens} tokens takes about {(weights + streams + sums) / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
@@ -151,16 +154,28 @@ class _Waiting(NamedTuple):
     share: float  # of the change that is made
 
 
+class _Sublayer(NamedTuple):
+    half: Half
+    run: Callable[..., torch.Tensor]
+    projection: Any  # its output's, a Linear
+
+
+def _sublayers(model: Any) -> Iterator[_Sublayer]:
+    """In the order they run; the weights of each are in memory while the iteration stands at it."""
+    outputs = dict(zip("AF", families.for_model_type(model.config.model_type).OUTPUTS, strict=True))
+    for (kind, i), run in halves(model):
+        yield _Sublayer((kind, i), run, model.model.layers[i].get_submodule(outputs[kind]))
+
+
 class _Walk:
-    def __init__(self, model: Any, healers: Sequence[Any], kinds: Sequence[Kind]):
+    def __init__(self, model: Any, thinner: Any, healers: Sequence[Any], kinds: Sequence[Kind]):
         import torch
 
-        self.model = model
+        self.model, self.thinner = model, thinner
         self.spans = [len(kind.fit) for kind in kinds]  # those held aside come after all
         windows = [*(w for kind in kinds for w in kind.fit), *(w for kind in kinds for w in kind.aside)]
         self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
         family = families.for_model_type(model.config.model_type)
-        self.outputs = dict(zip("AF", family.OUTPUTS, strict=True))
         self.scale = family.decoder(model.config.to_dict()).residual_scale
         self.cut = _Version("", lambda before_cut: 0.0, None, sum(self.spans))
         tried = [(name, share, healer.solve) for healer in healers for name, share in healer.SCOPES.items()]
@@ -170,18 +185,23 @@ class _Walk:
         """The whole model's stream (g, t, d) after the last layer; the versions' are at the same point."""
         order = all_halves(len(self.model.model.layers))
         stays = set(kept)
-        cut = next((i for i, half in enumerate(order) if half not in stays), len(order))
+        own = None if self.thinner is None else _sublayers(self.thinner)
+        parted = False  # from the first cut on
         whole, kwargs = entrance(self.model, self.tokens)
-        for i, (half, run) in enumerate(halves(self.model)):
-            if half in stays:
+        for i, theirs in enumerate(_sublayers(self.model)):
+            mine = None
+            if theirs.half in stays:
                 self._settle(whole)
-            if i >= cut - 1:
+                mine = next(own) if own else theirs
+            cut = mine is None or mine.projection.weight.shape != theirs.projection.weight.shape
+            cut = cut or (i + 1 < len(order) and order[i + 1] not in stays)
+            parted = parted or cut
+            if parted:
                 self._part(whole)
-            if half in stays and i >= cut - 1:
-                before_cut = i + 1 < len(order) and order[i + 1] not in stays
+            if parted and mine:
                 for version in self.versions:
-                    self._step(version, half, run, kwargs[half[1]], before_cut)
-            whole = run(whole, **kwargs[half[1]])
+                    self._step(version, mine._replace(half=theirs.half), kwargs[theirs.half[1]], cut)
+            whole = theirs.run(whole, **kwargs[theirs.half[1]])
             progress(i + 1, len(order))
         self._settle(whole)
         self._part(whole)
@@ -192,19 +212,18 @@ class _Walk:
             if version.stream is None:
                 version.stream = whole[version.first :]
 
-    def _step(self, version: _Version, half: Half, run: Any, kwargs: dict[str, Any], before_cut: bool) -> None:
-        share = version.share(before_cut)
+    def _step(self, version: _Version, at: _Sublayer, kwargs: dict[str, Any], cut: bool) -> None:
+        share = version.share(cut)
         if not share:
-            version.stream = run(version.stream, **kwargs)
+            version.stream = at.run(version.stream, **kwargs)
             return
-        projection = self.model.model.layers[half[1]].get_submodule(self.outputs[half[0]])
         inputs: list[torch.Tensor] = []
-        noted = projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        noted = at.projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
-            version.stream = run(version.stream, **kwargs)
+            version.stream = at.run(version.stream, **kwargs)
         finally:
             noted.remove()
-        version.waiting = _Waiting(half, _joined(inputs, version.stream), projection.weight.clone(), share)
+        version.waiting = _Waiting(at.half, _joined(inputs, version.stream), at.projection.weight.clone(), share)
 
     def _settle(self, target: torch.Tensor) -> None:
         """Solve what waits, now that the whole stream stands at the next kept sub-layer."""

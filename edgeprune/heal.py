@@ -1,4 +1,4 @@
-"""Heal: win back what a cut lost. The result is an ordinary pruned folder with other weights.
+"""Heal: win back what a cut lost, of layers or of their width. The result is an ordinary pruned folder with other weights.
 
 In closed form (edgeprune.closed_form) or by training (edgeprune.training), as the healer's module says.
 """
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +21,16 @@ from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.folders import public_name
 from edgeprune.heal_text import read_kinds
-from edgeprune.healed_folder import Job, earlier, pruned_plan, write
+from edgeprune.healed_folder import Job, check_whole, earlier, pruned_plan, write
 from edgeprune.healers._trainee import place_of
 from edgeprune.healing import Healed, Healing, Trial, Won, won
-from edgeprune.prune import check_plan, read_provenance
+from edgeprune.prune import read_provenance
 from edgeprune.score import check_finite, package_versions
-from edgeprune.torch_model import fast_dtype, load, tokenizer
+from edgeprune.torch_model import fast_dtype, load, load_thinner, tokenizer
 from edgeprune.training.pace import Budget
 from edgeprune.training.retrain import retrain
 from edgeprune.types import ModelSpec, six
+from edgeprune.width_plan import Widths
 
 WINDOWS = 48  # of text to solve by, unless asked for otherwise
 
@@ -51,7 +53,9 @@ def heal(
     check(base, method)
     healer = catalog.load("edgeprune.healers", method)
     job = Job(Path(folder), base, spec, pruned_plan(folder), Path(out), base_model, command, force)
-    check_plan(job.plan, spec)
+    check_whole(job.plan, spec)
+    if isinstance(job.plan, Widths):
+        _refuse_thinner(job.plan, healer, method)
     if not is_trained(healer):
         if budget or options:
             raise UsageError(f"{method} is solved in closed form: --tokens, --minutes and --set are for training")
@@ -81,6 +85,26 @@ def check(base: Path, method: str) -> None:
         refuse(open_checkpoint(base), healer, method)
 
 
+def _refuse_thinner(widths: Widths, healer: ModuleType, method: str) -> None:
+    """Raises InputRejected where a model of thinner layers can't be healed so, with the reason."""
+    if not getattr(healer, "THINNER", False):
+        able = [name for name, h in catalog.load_all("edgeprune.healers").items() if getattr(h, "THINNER", False)]
+        raise InputRejected(
+            f"{method} heals models from which sub-layers were removed, and this one's are thinner; heal it by {' or '.join(able)}"
+        )
+    if widths.hidden is not None:
+        raise InputRejected(
+            f"{widths.method} left this model's stream in another basis, {widths.hidden} wide, where nothing can be compared "
+            "with the whole model's; leave it as it is, or thin by flap, taylor or wanda_sp"
+        )
+
+
+def _thinner(job: Job, whole: Any, max_bytes: int | None) -> Any:
+    """The thinner model beside the whole one, in the memory that is left."""
+    left = None if max_bytes is None else max(1, max_bytes - sum(p.nbytes for p in whole.parameters()))
+    return load_thinner(job.folder, str(whole.dtype).removeprefix("torch."), left)
+
+
 def solve(
     job: Job, healer: ModuleType, method: str, files: Sequence[Path], avoid: Sequence[Path], n_windows: int,
     context_tokens: int, precision: str, max_bytes: int | None, progress: Callable[[str, int, int], None],
@@ -95,8 +119,11 @@ def solve(
     text, kinds = read_kinds(tokenizer(job.base), job.spec, files, avoid, n_windows, context_tokens)
     whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
     check_finite(whole, job.spec)
-    room(whole, kinds, len(healer.SCOPES), max_bytes)
-    found = attempt(whole, job.plan.blocks, [healer], kinds, lambda done, n: progress(f"healing by {method}", done, n))
+    thinner = _thinner(job, whole, max_bytes) if isinstance(job.plan, Widths) else None
+    room(whole, kinds, len(healer.SCOPES), max_bytes, thinner)
+    found = attempt(
+        whole, job.plan.blocks, [healer], kinds, lambda done, n: progress(f"healing by {method}", done, n), thinner
+    )
     best = choose(found)
     made = Healing(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,

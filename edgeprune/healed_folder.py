@@ -10,16 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeprune import cost, devices, families
-from edgeprune.blocks import describe_removed
+from edgeprune import cost, devices, families, model
+from edgeprune.blocks import describe_removed, from_text, whole
 from edgeprune.checkpoint import ZEROS, Checkpoint, TensorEntry, open_checkpoint, put_tensor, read_tensor
-from edgeprune.errors import InputRejected, UsageError
+from edgeprune.errors import InputRejected, UsageError, WrongWeights
 from edgeprune.files import check_sums, need_space, staging, write_sums
 from edgeprune.healing import Healing
-from edgeprune.model_card import model_card
-from edgeprune.prune import kept_tensors, provenance, read_provenance, write_config, write_provenance, write_weights
+from edgeprune.model_card import model_card, width_card
+from edgeprune.prune import (
+    check_plan,
+    kept_tensors,
+    provenance,
+    read_provenance,
+    write_config,
+    write_provenance,
+    write_weights,
+)
 from edgeprune.torch_model import pruned_config, source_name
 from edgeprune.types import Blocks, ModelSpec, Plan
+from edgeprune.width_plan import Widths
 
 REWRITTEN = ("*.safetensors*", "SHA256SUMS", "README.md")
 
@@ -30,31 +39,62 @@ class Job(NamedTuple):
     folder: Path
     base: Path  # the whole model's folder
     spec: ModelSpec  # of the model the plan is for: of the .gguf when `base` was made from one
-    plan: Plan
+    plan: Plan | Widths
     out: Path
     base_model: str  # how a card calls it
     command: str
     force: bool = False
 
 
-def pruned_plan(folder: Path) -> Plan:
-    """The plan of a folder that `edgeprune prune` or `heal` wrote and nobody changed since. Raises InputRejected for any
-    other."""
+def pruned_plan(folder: Path) -> Plan | Widths:
+    """What `edgeprune prune` left of the whole model in this folder, which nobody changed since but `edgeprune heal`.
+
+    Of a folder that was thinned after layers were removed, the block list is of the whole model. Raises InputRejected for
+    any other folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputRejected(f"{folder} is not a folder; heal one that `edgeprune prune` wrote")
-    for name in ("plan.json", "edgeprune.json", "SHA256SUMS"):
-        if not (folder / name).is_file():
-            raise InputRejected(f"{folder} has no {name}: heal a folder that `edgeprune prune` wrote")
+    name, kind = ("widths.json", Widths) if (folder / "widths.json").is_file() else ("plan.json", Plan)
+    for needed in (name, "edgeprune.json", "SHA256SUMS"):
+        if not (folder / needed).is_file():
+            raise InputRejected(f"{folder} has no {needed}: heal a folder that `edgeprune prune` wrote")
     origin = read_provenance(folder)
     check_sums(folder)
     try:
-        plan = Plan.from_json((folder / "plan.json").read_text(encoding="utf-8"))
+        plan = kind.from_json((folder / name).read_text(encoding="utf-8"))
     except ValueError as e:
-        raise InputRejected(f"{folder}/plan.json: {e}; prune again") from None
-    if origin.get("plan_sha256") != plan.digest():
-        raise InputRejected(f"{folder}: edgeprune.json is of another plan than plan.json; prune again")
-    return plan
+        raise InputRejected(f"{folder}/{name}: {e}; prune again") from None
+    if origin.get(f"{name.removesuffix('.json')}_sha256") != plan.digest():
+        raise InputRejected(f"{folder}: edgeprune.json is of another plan than {name}; prune again")
+    return plan if isinstance(plan, Plan) else _of_the_whole(plan, origin)
+
+
+def _of_the_whole(widths: Widths, origin: dict[str, Any]) -> Widths:
+    """With the block list in the numbers of the model that all began with, and that one's fingerprint."""
+    before = from_text(origin["kept"]) if "kept" in origin else whole(len(widths.blocks))
+    blocks = (
+        thin.model_copy(update={"attn": b.attn, "ffn": b.ffn}) for thin, b in zip(widths.blocks, before, strict=True)
+    )
+    return widths.model_copy(update={"blocks": tuple(blocks), "fingerprint": origin["base_fingerprint"]})
+
+
+def check_whole(plan: Plan | Widths, spec: ModelSpec) -> None:
+    """Raises WrongWeights when the folder was pruned from another model than `spec`'s."""
+    if isinstance(plan, Plan):
+        check_plan(plan, spec)
+    elif plan.fingerprint != spec.fingerprint:
+        raise WrongWeights(
+            f"the folder was thinned from other weights ({plan.fingerprint[:12]}) than {spec.name}'s "
+            f"({spec.fingerprint[:12]}); name its whole model with --base"
+        )
+
+
+def taken_out(plan: Plan | Widths) -> str:
+    """For a person: "layers 11-13", "20.0% of the blocks' parameters, by flap"."""
+    if isinstance(plan, Plan):
+        return plan.removed or "nothing"
+    return f"{plan.ratio:.1%} of the blocks' parameters, by {plan.method}," if plan.ratio else "nothing"
 
 
 def earlier(folder: Path) -> Healing | None:
@@ -111,10 +151,16 @@ def write(job: Job, made: Healing, changed: Iterable[tuple[str, np.ndarray]]) ->
         news.unlink()
         (partial / "healing.json").write_text(made.to_json(), encoding="utf-8")
         write_provenance(partial, read_provenance(job.folder) | said_of(made))
-        card = model_card(job.base, job.spec, job.plan, job.base_model, job.command, made)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(_card(job, partial, made), encoding="utf-8")
         open_checkpoint(partial)
         write_sums(partial)
+
+
+def _card(job: Job, healed: Path, made: Healing) -> str:
+    told = job.base_model, job.command, made
+    if isinstance(job.plan, Plan):
+        return model_card(job.base, job.spec, job.plan, *told)
+    return width_card(job.base, job.spec, model.inspect(healed, job.spec.name), job.plan, *told)
 
 
 def said_of(made: Healing) -> dict[str, Any]:

@@ -44,12 +44,7 @@ def model_card(
         ]
     if plan.damage_kl is not None:
         lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
-    if healed is not None:
-        lines += ["", "| perplexity on text held aside | whole | cut | healed |", "|---|---|---|---|"]
-        lines += [
-            f"| {k.text} | {k.perplexity_whole:.2f} | {k.perplexity_cut:.2f} | {k.perplexity_healed:.2f} |"
-            for k in healed.kinds
-        ]
+    lines += _won(healed)
     cache = "" if plan.kv_type in ("f16", "f32") else f" with a {plan.kv_type} KV cache"
     planned = f"Planned for {plan.device}, {plan.runtime} {plan.quant}{cache}; ordered by {plan.metric or 'nothing'}."
     lines += ["", planned, ""]
@@ -67,7 +62,10 @@ def model_card(
     return "\n".join(lines)
 
 
-def width_card(folder: Path, spec: ModelSpec, after: ModelSpec, widths: Widths, base_model: str, command: str) -> str:
+def width_card(
+    folder: Path, spec: ModelSpec, after: ModelSpec, widths: Widths, base_model: str, command: str,
+    healed: Healing | None = None,
+) -> str:  # fmt: skip
     """README.md of a model made thinner, as `model_card`. `after` is the thinner model as it is in its files."""
     from huggingface_hub import ModelCardData
 
@@ -78,11 +76,13 @@ def width_card(folder: Path, spec: ModelSpec, after: ModelSpec, widths: Widths, 
     lines = ["---", data.to_yaml(), "---", ""]
     lines += [f"# {spec.name}, thinner by {widths.method}", ""]
     asked = f"{widths.ratio:.1%} of its blocks' parameters were to go, widths in steps of {widths.rounding}"
-    lines += [f"Made from `{base_model}` by edgeprune {__version__}: {asked}. {widths.source}. Nothing retrained.", ""]
+    made = f"Made from `{base_model}` by edgeprune {__version__}: {asked}. {widths.source}"
+    lines += [f"{made}; {_after(healed)}.", ""]
     lines += ["| | whole | thinner |", "|---|---|---|"]
     lines += [f"| parameters | {spec.params / 1e6:.1f} M | {after.params / 1e6:.1f} M |"]
     old, new = sizes(spec), sizes(after)
     lines += [f"| {what} | {old[what]} | {new[what]} |" for what in old]
+    lines += _won(healed)
     lines += ["", "```", command, "```", ""]
     if any("-" in span for span in new.values()):
         lines += [
@@ -95,6 +95,16 @@ def width_card(folder: Path, spec: ModelSpec, after: ModelSpec, widths: Widths, 
         "",
     ]
     return "\n".join(lines)
+
+
+def _won(healed: Healing | None) -> list[str]:
+    if healed is None:
+        return []
+    rows = (
+        f"| {k.text} | {k.perplexity_whole:.2f} | {k.perplexity_cut:.2f} | {k.perplexity_healed:.2f} |"
+        for k in healed.kinds
+    )
+    return ["", "| perplexity on text held aside | whole | cut | healed |", "|---|---|---|---|", *rows]
 
 
 def _after(healed: Healing | None) -> str:

@@ -73,6 +73,18 @@ def load(folder: Path, on: str | None = None, dtype: str | None = None, max_byte
         return model.eval().requires_grad_(False)
 
 
+def load_thinner(folder: Path, dtype: str, max_bytes: int | None = None) -> Any:
+    """As `load`, of a folder that `edgeprune prune --width` wrote. One whose layers differ in width is never left on disk."""
+    if not open_checkpoint(folder).config.get("per_layer_config"):
+        return load(folder, dtype=dtype, max_bytes=max_bytes)
+    import torch
+
+    from edgeprune.runtimes import _uneven
+
+    with memory_errors(f"{folder} does not fit in memory; use a machine with more"):
+        return _uneven.load(folder).to(device(), getattr(torch, dtype)).eval().requires_grad_(False)
+
+
 @contextlib.contextmanager
 def memory_errors(line: str) -> Iterator[None]:
     """What torch raises for want of memory, on any device, as OutOfResources with this line."""
@@ -179,8 +191,8 @@ def refuse_uneven(config: dict[str, Any]) -> None:
     """Raises InputRejected for layers that differ in width, of which transformers makes no model."""
     if config.get("per_layer_config"):
         raise InputRejected(
-            "this model's layers differ in width: it can be exported, measured and evaluated as it is; what else there is to "
-            "remove or to heal comes before `edgeprune prune --width`"
+            "this model's layers differ in width: it can be healed by refit, exported, measured and evaluated as it is; what else "
+            "there is to remove or to heal comes before `edgeprune prune --width`"
         )
 
 

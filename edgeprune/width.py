@@ -150,12 +150,13 @@ def prune(
 
 
 def provenance(folder: Path, spec: ModelSpec, widths: Widths, base_model: str) -> dict[str, Any]:
-    """What edgeprune.json says, beside what it says of layers removed before."""
+    """What edgeprune.json says, beside what it says of layers removed before; the base is what all began with."""
     mine = {
         "edgeprune": __version__, "base_model": base_model, "base_fingerprint": spec.fingerprint, "width": widths.method,
         "width_ratio": widths.ratio, "width_rounding": widths.rounding, "widths_sha256": widths.digest(),
     }  # fmt: skip
-    return mine | read_provenance(folder)
+    earlier = {k: v for k, v in read_provenance(folder).items() if k not in mine or k.startswith("base_")}
+    return mine | earlier
 
 
 def _changed(

@@ -18,7 +18,11 @@ from edgeprune.work import ranks
 @verb("edgeprune heal pruned -o healed")
 def heal(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder that `edgeprune prune` wrote; to train, also a healed one.")
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder that `edgeprune prune` wrote; to train, also a healed one.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The healed folder to make.")],
     method: Annotated[
@@ -50,22 +54,22 @@ def heal(
 ) -> None:
     """Win back quality that a cut lost: same speed, and same size but for streamline, which puts a block back.
 
-    Solved, without gradients: weights before the cuts are solved anew. Trained: weights learn from text, or from the whole
-    model; a run that was stopped goes on with the same command, and `accelerate launch` shares it among devices. Nothing
-    is changed where that would be worse on any kind of text held aside. Text to train on may be .jsonl files of chat
-    messages.
+    Solved, without gradients: weights before the cuts are solved anew, by refit those of thinner layers too (prune --width).
+    Trained: weights learn from text, or from the whole model; a run that was stopped goes on with the same command, and
+    `accelerate launch` shares it among devices. Nothing is changed where that would be worse on any kind of text held aside.
+    Text to train on may be .jsonl files of chat messages.
     """
-    from edgeprune import catalog, folders
+    from edgeprune import catalog, folders, healed_folder
     from edgeprune import heal as healing
     from edgeprune import model as models
 
     refuse_existing(output, force)
     healer = catalog.load("edgeprune.healers", method)
-    plan = healing.pruned_plan(folder)
+    plan = healed_folder.pruned_plan(folder)
     path, name = healing.find_base(folder, base)
     spec = models.inspect(path)
     budget = healing.Budget(tokens, minutes) if tokens or minutes else None
-    note(f"healing {plan.model} by {method}: {plan.removed or 'nothing'} removed; {healer.SOURCE}")
+    note(f"healing {plan.model} by {method}: {healed_folder.taken_out(plan)} removed; {healer.SOURCE}")
     with progress() as tick, folders.as_folder(path) as whole:
         made = healing.heal(
             folder, whole, spec, output, method=method, files=calibration or [], avoid=avoid or [], n_windows=windows,

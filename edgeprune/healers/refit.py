@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SOURCE = "closed-form refit (edgeprune)"
 BIASES = True  # they stay as they are
+THINNER = True
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Half of what is solved, at every projection in turn, leaves less damage than all of it: what the first ones give beyond the
 # text they were fitted to is noise to those after them, and these see what is still lacking (benchmarks/healing).
