@@ -34,7 +34,7 @@ def judged(study):
         Quality(variant=m.variant, quant=m.quant, method=m.kind, healed=healed, perplexity=20 + i, kl=0.1 * i + 0.01, kl_stderr=0.02)
         for i, m in enumerate(study.models)
         if m.quant == "Q4_0"
-        for healed in (False, *([True] if m.kind == "depth" else []))
+        for healed in (False, *([True] if m.kind != "whole" else []))
     ]  # fmt: skip
     width = next(m.variant for m in study.models if m.kind == "width" and m.quant == "Q4_0")
     equal = EqualQuality(

@@ -194,36 +194,37 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
 
 
 def test_damage_at_equal_size(explained):
-    """0.6 nats, healed 0.3, beside a width's 0.4."""
+    """0.6 nats, healed 0.3, beside a width's 0.4, healed 0.2: healed against healed."""
     from edgeprune.study import words
     from edgeprune.study.record import Quality
 
     made = explained[4]
     pair = next(p for p in made.pairs if p.what == "decode")
-    rows = [(pair.depth, False, 0.6), (pair.depth, True, 0.3), (pair.width, False, 0.4)]
-    made = made.model_copy(
-        update={
-            "qualities": tuple(
-                Quality(variant=v, quant=pair.quant, method="m", healed=h, perplexity=9.0, kl=kl, kl_stderr=0.0)
-                for v, h, kl in rows
-            )
-        }
-    )
-    (told,) = (t for t in words.verdicts(made) if "damage" in t)
-    assert "leaves 1.50 times the damage" in told and told.endswith("once healed 0.75 times.")
+    rows = [(pair.depth, False, 0.6), (pair.depth, True, 0.3), (pair.width, False, 0.4), (pair.width, True, 0.2)]
+
+    def told(rows):
+        found = tuple(
+            Quality(variant=v, quant=pair.quant, method="m", healed=h, perplexity=9.0, kl=kl, kl_stderr=0.0)
+            for v, h, kl in rows
+        )
+        (said,) = (t for t in words.verdicts(made.model_copy(update={"qualities": found})) if "damage" in t)
+        return said
+
+    assert "leaves 1.50 times the damage" in told(rows) and told(rows).endswith("once both are healed 1.50 times.")
+    assert "healed" not in told(rows[:3]), "a healed model beside one that is not says nothing"
 
 
 def test_speed_at_equal_damage():
     """Depth: 10 tokens/s at KL 0, 20 at 1; at 0.5 that is √200. A thinner model of 14 there is about as fast."""
     from edgeprune.study.record import Cell, Model, Quality
 
-    def one(name, kind, speed, kl):
+    def one(name, kind, speed, kl, healed=False):
         m = Model(variant=name, label=name, kind=kind, ratio=0.2, rounding=32, equal="parameters", n_blocks=1, heads=1,
                   kv_heads=1, ffn=1, params=1, runtime="llamacpp", quant="Q8_0", predicted_bytes=1, file_bytes=1,
                   memory_bytes=1)  # fmt: skip
         c = Cell(variant=name, runtime="llamacpp", quant="Q8_0", threads=1, context=0, measured_s=1 / speed,
                  predicted_s=1 / speed, parts={})  # fmt: skip
-        q = Quality(variant=name, quant="Q8_0", method=kind, healed=False, perplexity=9, kl=kl, kl_stderr=0.001)
+        q = Quality(variant=name, quant="Q8_0", method=kind, healed=healed, perplexity=9, kl=kl, kl_stderr=0.001)
         return m, q, c
 
     rows = [one("whole", "whole", 10, 0.0), one("deep", "depth", 20, 1.0), one("thin", "width", 14, 0.5)]
@@ -233,6 +234,12 @@ def test_speed_at_equal_damage():
         "nothing is said beyond depth's damage"
     )
     assert found[0].depth_tok_per_s == pytest.approx(math.sqrt(200)) and found[0].ratio.low < found[0].ratio.middle
+    rows += [one("deep", "depth", 20, 0.25, healed=True), one("thin", "width", 14, 0.2, healed=True)]
+    found = verdict.at_equal_quality(*zip(*rows, strict=True))
+    assert [(e.width, e.healed, e.winner) for e in found] == [
+        ("thin", False, "equal"), ("slow", False, "depth"), ("thin", True, "depth")
+    ], "healed ones beside the curve of healed ones"  # fmt: skip
+    assert found[2].depth_tok_per_s == pytest.approx(10 * 2**0.8)
 
 
 def test_along_the_threads_what_was_measured():

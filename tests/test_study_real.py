@@ -83,7 +83,7 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
     judged = judge.Asked(n_windows=1, context_tokens=64, n_threads=1, healer="refit", heal_windows=6)
 
     def prepare(begun):
-        who = functools.partial(judge.Judge, subject, judged, suite, progress=lambda *_: None, say=print)
+        who = functools.partial(judge.Judge, subject, d.tasks, judged, suite, progress=lambda *_: None, say=print)
         return run.Ready(d, real.source(subject), {kept.QUALITY: who}, subject.plans, subject.widths)
 
     def study(prepare):
@@ -94,7 +94,11 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
     assert not found.speed_only and {p.what for p in found.pairs} == {"decode", "prefill"} and not found.left_out
     kl = {q.variant: q.kl for q in found.qualities if not q.healed}
     assert set(kl) == {"whole", "depth-3b", "wanda_sp-3b-1"}
-    assert [q.variant for q in found.qualities if q.healed] == ["depth-3b"]
+    healed = {q.variant: q.kl for q in found.qualities if q.healed}
+    assert healed.keys() == {"depth-3b", "wanda_sp-3b-1"} and all(healed[v] < kl[v] for v in healed)
+    assert {
+        q["variant"] for q in json.loads((out / kept.RESULT).read_text())["qualities"] if q["healed"]
+    } == healed.keys()
     assert kl["whole"] < 0.01 < min(kl["depth-3b"], kl["wanda_sp-3b-1"]), "Q8_0 alone hardly differs from torch"
     assert all([(t.task, t.value) for t in q.tasks] == [("choice", 0.5)] for q in found.qualities), (
         "the same question twice"

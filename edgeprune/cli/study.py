@@ -45,7 +45,10 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="A folder for sampl
 Methods = Annotated[list[str] | None, typer.Option("--width", metavar="METHOD", help="How widths are chosen, of those `edgeprune prune --width` knows; repeatable. Default: flap.")]  # fmt: skip  # noqa: E501
 Roundings = Annotated[Any, typer.Option("--round", parser=_counts, metavar="N,N,…", help="What widths are multiples of; 0: each layer's own, as published.")]  # fmt: skip  # noqa: E501
 Heals = Annotated[
-    bool, typer.Option("--heal/--no-heal", help="Also judge the models with fewer blocks healed (refit).")
+    bool,
+    typer.Option(
+        "--heal/--no-heal", help="Also judge the models with fewer blocks, and the thinner ones, healed (refit)."
+    ),
 ]
 
 
@@ -194,5 +197,5 @@ def _real(
         note(f"rating {spec.name} by {', '.join(asked['width'])}, and making each variant once to see its shape")
         host, kinds = devices.load(devices.HOST), asked["quants"]
         plan = real.prepare(subject, scores, host, asked["ratios"], asked["width"], asked["round"], kinds, files)
-    judge = functools.partial(Judge, subject, judged, zeroshot, progress=tick, say=note)
+    judge = functools.partial(Judge, subject, plan.tasks, judged, zeroshot, progress=tick, say=note)
     return Ready(plan, real.source(subject), {QUALITY: judge} | stock, subject.plans, subject.widths)

@@ -206,29 +206,32 @@ def _quality(s: Study) -> str | None:
         return None
     models = {(m.variant, m.quant): m for m in s.models}
 
-    def kind(q: Any) -> tuple[str, str]:
+    def kind(q: Any) -> tuple[str, str, bool]:
         m = models[q.variant, q.quant]
         how = {"whole": "whole model", "depth": "depth"}.get(m.kind) or name(m).split(",")[0].split(" (")[0]
-        return q.quant, how + (", healed" if q.healed else "")
+        return q.quant, how, q.healed
 
     def paint(ax: Any) -> None:
-        kinds = sorted({kind(q) for q in known}, key=lambda k: (k[0], k[1] != "whole model", k[1]))
-        hows = list(dict.fromkeys(how for _, how in kinds))
-        for quant, how in kinds:
-            mine = sorted((speed[q.variant, q.quant], q.kl) for q in known if kind(q) == (quant, how))
+        kinds = sorted({kind(q) for q in known}, key=lambda k: (k[0], k[1] != "whole model", *k[1:]))
+        hows = list(dict.fromkeys(how for _, how, _ in kinds))
+        for quant, how, healed in kinds:
+            mine = sorted((speed[q.variant, q.quant], q.kl) for q in known if kind(q) == (quant, how, healed))
             first = quant == kinds[0][0]
             colour = COLOURS[hows.index(how) % len(COLOURS)]
-            face = {"mfc": colour if first else PAPER, "mec": colour, "color": colour}
-            ax.plot(*zip(*mine, strict=True), "o-" if first else "s--", markersize=4.5, linewidth=1.1, **face)
+            face = {"mfc": colour if first else PAPER, "mec": colour, "color": colour, "marker": "^" if healed else "o"}
+            ax.plot(*zip(*mine, strict=True), "-" if first else "--", markersize=4.5, linewidth=1.1, **face)
         ax.set_yscale("log")
         _axes(ax, "decode, tokens/s: more is better", "KL from the whole model, nats/token: lower is better")
         numbers(ax.xaxis, False)
         numbers(ax.yaxis, True)
         handles = [ax.plot([], [], "o", color=COLOURS[i % len(COLOURS)], markersize=5)[0] for i in range(len(hows))]
-        names = list(dict.fromkeys(q for q, _ in kinds))
+        names = list(dict.fromkeys(q for q, *_ in kinds))
         for i in range(len(names[:2])):
-            handles += ax.plot([], [], "s--" if i else "o-", mfc=PAPER if i else MUTED, color=MUTED, markersize=4.5)
+            handles += ax.plot([], [], "o--" if i else "o-", mfc=PAPER if i else MUTED, color=MUTED, markersize=4.5)
         told = names[:1] + [", ".join(names[1:])] if len(names) > 1 else names
+        if any(healed for *_, healed in kinds):
+            handles += ax.plot([], [], "^", color=MUTED, markersize=4.5)
+            told = [*told, "healed"]
         _legend(ax, handles, [*hows, *told], 3.0, ncols=2)
 
     return draw("quality", "Damage against decode speed", 3.6, paint)

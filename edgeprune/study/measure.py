@@ -48,9 +48,6 @@ class Other(Interface):
     def __call__(self, made: Sequence[tuple[Task, Path]], work: Path) -> None:
         """Do what is left of these files, with a folder for one's own."""
 
-    def finish(self, work: Path) -> None:
-        """All is done: remove what was kept in the folder."""
-
 
 class Sample(NamedTuple):
     """One repetition of one model in one state."""

@@ -131,7 +131,7 @@ class EqualQuality(Record):
     quant: str
     width: str
     method: str
-    healed: bool  # the depth models
+    healed: bool  # both
     kl: float
     width_tok_per_s: float
     depth_tok_per_s: float

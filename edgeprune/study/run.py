@@ -93,8 +93,6 @@ def study(
         others = [make(stack.enter_context(Log.opened(out / name, begun.key))) for name, make in ready.others.items()]
         todo = d, begun.protocol, begun.limits
         measure.run(*todo, files, log, source=ready.source, others=others, progress=progress, say=say)
-        for other in others:
-            other.finish(files)
     if not any(files.iterdir()):
         files.rmdir()
     return draw(out, profiles)

@@ -43,6 +43,3 @@ class LlamaBench:
             )
             self._done.add((t.variant.name, t.quant))
             self._log.add(found.model_dump(mode="json"))
-
-    def finish(self, work: Path) -> None:
-        pass

@@ -224,13 +224,13 @@ def equal_quality(s: Study) -> Table:
     labels = _labels(s)
     rows = (
         (
-            labels[e.width, e.quant], e.quant, num(e.kl, "measured"), num(e.width_tok_per_s, "measured"),
-            num(e.depth_tok_per_s, "", sub="healed" if e.healed else ""), gain(e.ratio, e.winner, ""),
+            labels[e.width, e.quant], e.quant, "both" if e.healed else "neither", num(e.kl, "measured"),
+            num(e.width_tok_per_s, "measured"), num(e.depth_tok_per_s, ""), gain(e.ratio, e.winner, ""),
         )
         for e in s.equal_quality
     )  # fmt: skip
     return Table(
-        ("thinner model", "quantisation", "KL", "its tokens/s", "depth at that KL, tokens/s", "depth is"),
+        ("thinner model", "quantisation", "healed", "KL", "its tokens/s", "depth at that KL, tokens/s", "depth is"),
         tuple(rows),
         "At equal damage instead of equal size: depth's speed is read off between the models that were measured, on the line "
         "through the whole model and those with fewer blocks. The interval is of the KL's standard error. A thinner model with "

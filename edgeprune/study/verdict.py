@@ -55,32 +55,32 @@ def at_equal_quality(
     models: Sequence[Model], qualities: Sequence[Quality], cells: Sequence[Cell]
 ) -> list[EqualQuality]:
     """Every width variant against the speed that depth has at the same KL: between the whole model and the depth variants,
-    linear in KL and in the logarithm of speed. Left out where depth was not measured with less and with more damage."""
+    linear in KL and in the logarithm of speed; healed ones against healed ones. Left out where depth was not measured with
+    less and with more damage."""
     least = min((c.context for c in cells), default=0)
     speed = {(c.variant, c.quant): 1 / c.measured_s for c in cells if c.context == least}
     kinds = {(m.variant, m.quant): m.kind for m in models}
     known = [q for q in qualities if q.kl is not None and q.quant and (q.variant, q.quant) in speed]
     out = []
     for w in (q for q in known if kinds[q.variant, q.quant] == "width"):
-        for healed in (False, True):
-            curve = sorted(
-                (q.kl, math.log(speed[q.variant, q.quant]))
-                for q in known
-                if q.quant == w.quant and (kinds[q.variant, q.quant], q.healed) in (("whole", False), ("depth", healed))
+        curve = sorted(
+            (q.kl, math.log(speed[q.variant, q.quant]))
+            for q in known
+            if q.quant == w.quant and (kinds[q.variant, q.quant], q.healed) in (("whole", False), ("depth", w.healed))
+        )
+        half = 1.96 * (w.kl_stderr or 0.0)
+        at = [_between(curve, w.kl + d) for d in (0.0, -half, half)]
+        if at[0] is None:
+            continue
+        width = speed[w.variant, w.quant]
+        ends = sorted(math.exp(a if a is not None else at[0]) / width for a in at)
+        ratio = Interval(low=ends[0], middle=math.exp(at[0]) / width, high=ends[-1])
+        out.append(
+            EqualQuality(
+                quant=w.quant, width=w.variant, method=w.method, healed=w.healed, kl=w.kl, width_tok_per_s=width,
+                depth_tok_per_s=math.exp(at[0]), ratio=ratio, winner=judge(ratio),
             )
-            half = 1.96 * (w.kl_stderr or 0.0)
-            at = [_between(curve, w.kl + d) for d in (0.0, -half, half)]
-            if at[0] is None:
-                continue
-            width = speed[w.variant, w.quant]
-            ends = sorted(math.exp(a if a is not None else at[0]) / width for a in at)
-            ratio = Interval(low=ends[0], middle=math.exp(at[0]) / width, high=ends[-1])
-            out.append(
-                EqualQuality(
-                    quant=w.quant, width=w.variant, method=w.method, healed=healed, kl=w.kl, width_tok_per_s=width,
-                    depth_tok_per_s=math.exp(at[0]), ratio=ratio, winner=judge(ratio),
-                )
-            )  # fmt: skip
+        )  # fmt: skip
     return out
 
 

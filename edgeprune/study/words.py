@@ -68,16 +68,16 @@ def verdicts(s: Study) -> Iterator[str]:
 
 
 def _damages(s: Study) -> Iterator[str]:
-    """Of a real model, for each kind of width: how much more damage depth does at equal size."""
+    """Of a real model, for each kind of width: how much more damage depth does at equal size, neither or both healed."""
     kl = {(q.variant, q.quant, q.healed): q.kl for q in s.qualities}
     for key, mine in _by_kind(s).items():
         found: dict[bool, str] = {}
         for healed in (False, True):
-            both = {(kl.get((p.depth, p.quant, healed)), kl.get((p.width, p.quant, False))) for p in mine}
+            both = {tuple(kl.get((v, p.quant, healed)) for v in (p.depth, p.width)) for p in mine}
             if ratios := sorted(a / b for a, b in both if a and b):
                 found[healed] = f"{_span(ratios)} times"
         if False in found:
-            more = f"; once healed {found[True]}" if True in found else ""
+            more = f"; once both are healed {found[True]}" if True in found else ""
             yield f"At equal size depth leaves {found[False]} the damage (KL) of {_against(key)}{more}."
 
 
@@ -96,7 +96,7 @@ def lost(s: Study) -> Iterator[str]:
             )
     for e in s.equal_quality:
         if e.winner == "width":
-            healed = "healed" if e.healed else "not healed"
+            healed = "both healed" if e.healed else "neither healed"
             yield f"{e.quant}, at the damage of {name(model(s, e.width))}, {healed}: {gain(e.ratio, e.winner, '').text}."
 
 
