@@ -150,7 +150,9 @@ def test_refusals(tiny_folder, tmp_path):
             rate(family, method)
     thin(tiny_folder("llama"), "taylor", 0.3, tmp_path / "published", uniform=False)
     for again in (lambda f: load_torch(f), lambda f: width.rate(f, model.inspect(f), "wanda_sp", **SMALL)):
-        with pytest.raises(InputRejected, match="layers differ in width: it can be exported, measured and evaluated"):
+        with pytest.raises(
+            InputRejected, match="layers differ in width: it can be healed by refit, exported, measured"
+        ):
             again(tmp_path / "published")
 
 

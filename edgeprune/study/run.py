@@ -123,6 +123,8 @@ def conclude(
     rows = [o for o in explain.observations(samples, specs, p.threads[-1]) if o.what == "decode"]
     here = explain.fitted(rows, host) if rows else host
     models = tuple(_model(t, samples) for t in d.tasks)
+    place = {(m.variant, m.quant): i for i, m in enumerate(models)}
+    qualities = sorted(qualities, key=lambda q: (place[q.variant, q.quant], q.healed))
     pairs = verdict.pairs(d, samples, cells)
     curves = project.curves(d, profiles, here)
     if shown := project.shown(d):

@@ -181,9 +181,9 @@ def quality(s: Study) -> Table:
     rows = []
     for q in s.qualities:
         kl = num(q.kl, "measured", sub=f"± {figure(q.kl_stderr)}" if q.kl_stderr else "")
-        rows.append((_judged(s, q), q.quant, num(q.perplexity, "measured"), kl))
+        rows.append((_judged(s, q), _removed(s, q.variant), q.quant, num(q.perplexity, "measured"), kl))
     return Table(
-        ("model", "quantisation", "perplexity", "KL, nats/token"),
+        ("model", "removed", "quantisation", "perplexity", "KL, nats/token"),
         tuple(rows),
         "On text that nothing was chosen by. KL is from the whole, unquantised model; ± one standard error.",
     )
@@ -204,10 +204,10 @@ def zeroshot(s: Study) -> Table | None:
         ]  # fmt: skip
         known = [scores[k].value for k in shown if k in scores]
         mean = num(statistics.fmean(known), "measured") if len(known) == len(shown) else missing()
-        rows.append((_judged(s, q), q.quant, *cells, mean))
+        rows.append((_judged(s, q), _removed(s, q.variant), q.quant, *cells, mean))
     documents = {t.n_documents for _, scores in found for t in scores.values()} - {None}
     return Table(
-        ("model", "quantisation", *(f"{task}, {metric}" for task, metric in shown), "mean"),
+        ("model", "removed", "quantisation", *(f"{task}, {metric}" for task, metric in shown), "mean"),
         tuple(rows),
         f"lm-eval's tasks in each file's own runtime, {min(documents)} to {max(documents)} documents each; ± one standard error."
         if documents
@@ -220,17 +220,31 @@ def _judged(s: Study, q: Quality) -> str:
     return name(model(s, q.variant)) + (", healed" if q.healed else "")
 
 
+def _removed(s: Study, variant: str) -> str:
+    ratio = model(s, variant).ratio
+    return percent(ratio) if ratio else "nothing"
+
+
 def equal_quality(s: Study) -> Table:
     labels = _labels(s)
     rows = (
         (
-            labels[e.width, e.quant], e.quant, "both" if e.healed else "neither", num(e.kl, "measured"),
+            labels[e.width, e.quant], _removed(s, e.width), e.quant, "both" if e.healed else "neither", num(e.kl, "measured"),
             num(e.width_tok_per_s, "measured"), num(e.depth_tok_per_s, ""), gain(e.ratio, e.winner, ""),
         )
         for e in s.equal_quality
     )  # fmt: skip
     return Table(
-        ("thinner model", "quantisation", "healed", "KL", "its tokens/s", "depth at that KL, tokens/s", "depth is"),
+        (
+            "thinner model",
+            "removed",
+            "quantisation",
+            "healed",
+            "KL",
+            "its tokens/s",
+            "depth at that KL, tokens/s",
+            "depth is",
+        ),
         tuple(rows),
         "At equal damage instead of equal size: depth's speed is read off between the models that were measured, on the line "
         "through the whole model and those with fewer blocks. The interval is of the KL's standard error. A thinner model with "

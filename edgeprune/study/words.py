@@ -97,7 +97,8 @@ def lost(s: Study) -> Iterator[str]:
     for e in s.equal_quality:
         if e.winner == "width":
             healed = "both healed" if e.healed else "neither healed"
-            yield f"{e.quant}, at the damage of {name(model(s, e.width))}, {healed}: {gain(e.ratio, e.winner, '').text}."
+            m, found = model(s, e.width), gain(e.ratio, e.winner, "").text
+            yield f"{e.quant}, {percent(m.ratio)} removed, at the damage of {name(m)}, {healed}: {found}."
 
 
 def reasons(s: Study) -> Iterator[str]:
