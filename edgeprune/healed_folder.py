@@ -91,10 +91,10 @@ def check_whole(plan: Plan | Widths, spec: ModelSpec) -> None:
 
 
 def taken_out(plan: Plan | Widths) -> str:
-    """For a person: "layers 11-13", "20.0% of the blocks' parameters, by flap"."""
+    """For a person: "layers 11-13", "20.0% of the blocks' parameters (flap)"."""
     if isinstance(plan, Plan):
         return plan.removed or "nothing"
-    return f"{plan.ratio:.1%} of the blocks' parameters, by {plan.method}," if plan.ratio else "nothing"
+    return f"{plan.ratio:.1%} of the blocks' parameters ({plan.method})" if plan.ratio else "nothing"
 
 
 def earlier(folder: Path) -> Healing | None:
