@@ -21,7 +21,7 @@ from edgeprune.errors import InputRejected, UsageError
 from edgeprune.files import refuse_existing
 from edgeprune.folders import public_name
 from edgeprune.heal_text import read_kinds
-from edgeprune.healed_folder import Job, check_whole, earlier, pruned_plan, write
+from edgeprune.healed_folder import Job, check_whole, pruned_plan, write
 from edgeprune.healers._trainee import place_of
 from edgeprune.healing import Healed, Healing, Trial, Won, won
 from edgeprune.prune import read_provenance
@@ -111,10 +111,10 @@ def solve(
 ) -> Healing:  # fmt: skip
     """In closed form: of all scopes the one that helps most and harms no kind of text is written."""
     started = time.monotonic()
-    if earlier(job.folder):
+    if "healed" in read_provenance(job.folder):  # maybe before it was thinned
         raise InputRejected(
             f"{job.folder} is healed already, and {method} solves from the whole model's weights; heal the folder that "
-            "`edgeprune prune` wrote"
+            "`edgeprune prune` made of the whole model"
         )
     text, kinds = read_kinds(tokenizer(job.base), job.spec, files, avoid, n_windows, context_tokens)
     whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)

@@ -131,6 +131,10 @@ def test_layers_removed_before_the_rest_was_thinned_are_healed_as_well(tiny_fold
     assert {c.sublayer for c in made.changed} <= {"A0", "F0", "A1", "F3", "A4", "F4"}
     with pytest.raises(WrongWeights, match="thinned from other weights"):
         heal_folder(pruned, tmp_path / "thin", tmp_path / "other", texts)
+    heal_folder(base, pruned, tmp_path / "again", texts)
+    thin(tmp_path / "again", "taylor", 0.2, tmp_path / "after")
+    with pytest.raises(InputRejected, match="healed already"):
+        heal_folder(base, tmp_path / "after", tmp_path / "other", texts)
 
 
 def test_where_nothing_was_taken_out_nothing_changes(tiny_folder, texts, tmp_path):
