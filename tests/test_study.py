@@ -17,6 +17,7 @@ from edgeprune import model as models
 from edgeprune._generated import Geometry, make_gguf
 from edgeprune._sizes import Shapes, sizes
 from edgeprune.blocks import whole
+from edgeprune.cli.study import _texts_apart
 from edgeprune.errors import InputRejected, UsageError
 from edgeprune.study import design as designing
 from edgeprune.study import explain, measure, page, project, verdict
@@ -84,7 +85,7 @@ def test_what_a_runtime_can_not_hold_is_named():
     assert {t.variant.rounding for t in found.tasks if t.runtime == "llamacpp"} == {0, 1, 32, 256}
 
 
-def test_wrong_input_is_named():
+def test_wrong_input_is_named(tmp_path):
     for bad in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(UsageError, match="more than 0 and less than 1"):
             designing.check_ratios([bad])
@@ -94,6 +95,10 @@ def test_wrong_input_is_named():
         designing.quants_of("Q4_KM")
     with pytest.raises(UsageError, match="1 or more"):
         designing.check_roundings([-1])
+    both = tmp_path / "both.txt"
+    both.write_text("one text")
+    with pytest.raises(UsageError, match="both.txt is both --calibration and --text"):
+        _texts_apart({"calibration": [both], "evaluation": [both]})
     small = known_models.load("tinyllama-1.1b")  # holds 2048
     with pytest.raises(UsageError, match="2048"):
         designing.check_contexts([2048], 8, small)

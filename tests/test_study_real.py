@@ -77,6 +77,9 @@ def suite(tmp_path):
 @pytest.mark.slow
 def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
     d, subject = prepared(tiny_folder("llama"), tmp_path)
+    by_what = tmp_path / "by-what.txt"
+    by_what.write_text("Rain fell on the hills all night, and the river rose until it reached the mill. " * 12)
+    subject = subject._replace(judging=[by_what])
     out = tmp_path / "study"
     protocol = measure.Protocol(contexts=(0,), n_prompt=8, n_gen=2, repetitions=2)
     asked = protocol._asdict() | measure.Limits()._asdict()
@@ -104,6 +107,7 @@ def test_measured_and_judged_from_the_same_files(tiny_folder, tmp_path, suite):
         "the same question twice"
     )
     text = (out / "report.md").read_text()
+    assert {q.text for q in found.qualities} == {"by-what.txt"} and "chosen by: by-what.txt" in text
     assert "What it does to the model" in text and "choice, acc" in text and "Speed only" not in text
     assert not (out / "files").exists()
     assert kept.read(out).design == d and kept.read(out).widths == subject.widths

@@ -1,6 +1,6 @@
 """Depth against width, the published study: speed at realistic sizes, and a small real model with its quality.
 
-    python benchmarks/depth_vs_width/run.py             # all; --only speed, larger, largest or real: one
+    python benchmarks/depth_vs_width/run.py             # all; --only NAME: one
     python benchmarks/depth_vs_width/run.py --help
 
 Each is `edgeprune study` with the arguments below; design, raw samples and report stay in a folder of its name, and the same
@@ -23,6 +23,11 @@ STUDIES = {
     "larger": "qwen2.5-1.5b --speed-only --ratios 0.2 --quants Q4_K_M --round 1,32,256 --contexts 0 -p 64 -n 16 --max-memory 11GB",
     "largest": "llama-3.2-3b --speed-only --ratios 0.2 --quants Q4_K_M --round 1,32,256 --contexts 0 -p 64 -n 16 "
     "--max-disk 12GB --max-memory 14GB",
+    "runtimes": "tinyllama-1.1b --speed-only --ratios 0.2 --quants F16,int8,int4 --round 1,32,256 --contexts 0 -p 64 -n 16 -r 4 "
+    "--max-disk 14GB --max-memory 16GB",
+    "long": "smollm2-360m --speed-only --ratios 0.2 --quants Q4_K_M --round 32 --contexts 0,4000,8000 -p 64 -n 16 -r 3",
+    "methods": "smollm2-135m-instruct --ratios 0.2 --quants Q4_0 --width flap --width taylor --width wanda_sp --width slicegpt "
+    "--round 32 --contexts 0,2000 -p 128 -n 16 -r 4 --threads 1,2 --heal --tasks zeroshot --limit 20",
     "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_0,int8 --round 0,32 --contexts 0 -p 128 --heal",
 }
 

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from edgeprune.cli._app import command_line, verb
-from edgeprune.cli._options import Force, Include, Json, Limit, TaskData, TaskNames, Window, Windows, _size, names
+from edgeprune.cli._options import (
+    Calibration,
+    Force,
+    Include,
+    Json,
+    Limit,
+    TaskData,
+    TaskNames,
+    Texts,
+    Window,
+    Windows,
+    _size,
+    names,
+)
 from edgeprune.cli._terminal import emit, note, progress
 from edgeprune.errors import UsageError
 
@@ -69,6 +82,8 @@ def study(
     calibration_windows: Annotated[
         int, typer.Option(min=1, help="Windows of 512 tokens that widths are chosen and healing is solved on.")
     ] = 32,
+    calibration: Calibration = None,
+    text: Texts = None,
     windows: Windows = 8,
     window: Window = 512,
     tasks: TaskNames = None,
@@ -122,8 +137,10 @@ def study(
     with contextlib.ExitStack() as stack:
         tick = stack.enter_context(progress())
         if speed_only:
-            if tasks or heal or scores:
-                raise UsageError("--speed-only has random weights, of which --tasks, --heal and --scores say nothing")
+            if tasks or heal or scores or text or calibration:
+                raise UsageError(
+                    "--speed-only has random weights, of which --tasks, --heal, --text, --calibration and --scores say nothing"
+                )
             shape = designing.shape_of(spec)
             asked |= {"model": spec.name, "shape": shape}
 
@@ -136,17 +153,31 @@ def study(
             judged = Asked(windows, window, protocol.threads[-1], "refit" if heal else None, calibration_windows)
             asked |= {"model": spec.fingerprint, "scores": known.digest(), "width": methods, "judged": judged}
             asked |= {"calibration_windows": calibration_windows}
+            named = {"calibration": calibration, "evaluation": text}
+            asked |= _texts_apart(named)
             zeroshot = _suite(stack, tasks, task_data, include_path, limit, judged.n_threads, output)
             asked |= {"tasks": [zeroshot.names, limit]} if zeroshot else {}
 
             def prepare(begun: Any) -> running.Ready:
-                return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, stock, tick)
+                return _real(stack, model, spec, known, begun, output, asked, judged, zeroshot, stock, tick, named)
 
         found = running.study(
             asked, output, prepare=prepare, host=lambda: devices.load(devices.HOST), profiles=profiles,
             command=command_line(), force=force, progress=tick, say=note,
         )  # fmt: skip
     emit(found) if json else _show_report.study(found, output)
+
+
+def _texts_apart(named: dict[str, Any]) -> dict[str, list[str]]:
+    """Which texts were named, by hash, of those to choose and those to judge by. Raises UsageError for one that is both."""
+    from edgeprune.calibration import read_texts, text_sha256
+
+    texts = {split: read_texts(files, split) for split, files in named.items() if files}
+    found = {f"{split} text": [text_sha256(text) for _, text in of] for split, of in texts.items()}
+    if len(found) == 2 and (both := set.intersection(*map(set, found.values()))):
+        name = next(name for name, text in texts["evaluation"] if text_sha256(text) in both)
+        raise UsageError(f"{name} is both --calibration and --text: what chooses can't also judge; name another")
+    return found
 
 
 def _stock(binary: Path | None, p: Any) -> dict[str, Any]:
@@ -173,7 +204,7 @@ def _suite(
 
 def _real(
     stack: Any, model: str, spec: Any, scores: Any, begun: Any, output: Path, asked: dict[str, Any], judged: Any, zeroshot: Any,
-    stock: Any, tick: Any,
+    stock: Any, tick: Any, named: dict[str, Any],
 ) -> Any:  # fmt: skip
     """A study of the model's own weights: as far as `begun` goes, else rated and planned anew."""
     import functools
@@ -187,6 +218,7 @@ def _real(
 
     folder = stack.enter_context(folders.as_folder(models.resolve(model)))
     made = {"plans": begun.plans, "widths": begun.widths} if begun else {}
+    made |= {"calibration": named["calibration"] or (), "judging": named["evaluation"] or ()}
     subject = real.subject(
         folder, spec, folders.public_name(model), n_windows=asked["calibration_windows"], progress=tick, **made
     )

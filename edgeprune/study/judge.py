@@ -72,7 +72,7 @@ class Judge:
             part = dict(list(by_name.items())[start : start + TOGETHER])
             try:
                 answers = evaluate.evaluate(
-                    part, whole=self._subject.folder, n_windows=self._asked.n_windows,
+                    part, whole=self._subject.folder, files=self._subject.judging, n_windows=self._asked.n_windows,
                     context_tokens=self._asked.context_tokens, n_threads=self._asked.n_threads, avoid=self._subject.text,
                     progress=self._progress,
                 )  # fmt: skip
@@ -84,7 +84,8 @@ class Judge:
                 t = files[path]
                 made = Quality(
                     variant=t.variant.name, quant=t.quant, method=t.variant.method or t.variant.kind, healed=healed,
-                    perplexity=q.perplexity, kl=q.kl, kl_stderr=q.kl_stderr, tasks=self._scores(path, q.sha256),
+                    perplexity=q.perplexity, kl=q.kl, kl_stderr=q.kl_stderr, text=q.text.name,
+                    tasks=self._scores(path, q.sha256),
                 )  # fmt: skip
                 self.found.append(made)
                 self._log.add(made.model_dump(mode="json"))
@@ -115,8 +116,9 @@ class Judge:
             place.mkdir()
             subject.write(these[0].variant.name, cut)
             heal.heal(
-                cut, subject.folder, subject.spec, folder, method=self._asked.healer, n_windows=self._asked.heal_windows,
-                context_tokens=512, base_model=subject.name, command="edgeprune study", progress=self._progress,
+                cut, subject.folder, subject.spec, folder, method=self._asked.healer, files=subject.calibration,
+                avoid=subject.judging, n_windows=self._asked.heal_windows, context_tokens=512,
+                base_model=subject.name, command="edgeprune study", progress=self._progress,
             )  # fmt: skip
             remove(cut)
             for t in these:

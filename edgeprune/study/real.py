@@ -33,6 +33,8 @@ class Subject(NamedTuple):
     rated: Callable[[str], width.Rated]  # by a method; once, when it is first asked for
     plans: dict[str, Plan]  # depth variant -> plan
     widths: dict[str, width_plan.Widths]  # width variant -> what stays
+    calibration: Sequence[Path] = ()  # texts that widths are chosen on and healing is solved on; none: the default ones
+    judging: Sequence[Path] = ()  # texts to judge by; none: the default one
 
     @property
     def text(self) -> Text | None:
@@ -52,13 +54,20 @@ class Subject(NamedTuple):
 def subject(
     folder: Path, spec: ModelSpec, name: str, *, n_windows: int = width.WINDOWS, context_tokens: int = 512,
     plans: dict[str, Plan] | None = None, widths: dict[str, width_plan.Widths] | None = None,
-    progress: Progress = lambda *_: None,
+    calibration: Sequence[Path] = (), judging: Sequence[Path] = (), progress: Progress = lambda *_: None,
 ) -> Subject:  # fmt: skip
     """Widths are rated on so much calibration text. Plans and widths: of a study that is begun."""
     rate = functools.partial(
-        width.rate, folder, spec, n_windows=n_windows, context_tokens=context_tokens, progress=progress
+        width.rate,
+        folder,
+        spec,
+        files=calibration,
+        n_windows=n_windows,
+        context_tokens=context_tokens,
+        progress=progress,
     )
-    return Subject(name, folder, spec, functools.cache(rate), dict(plans or {}), dict(widths or {}))
+    made = dict(plans or {}), dict(widths or {})
+    return Subject(name, folder, spec, functools.cache(rate), *made, calibration, judging)
 
 
 def prepare(

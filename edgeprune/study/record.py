@@ -113,6 +113,7 @@ class Quality(Record):
     perplexity: float
     kl: float | None
     kl_stderr: float | None
+    text: str | None = None  # that it was judged on
     tasks: tuple[TaskScore, ...] = ()
 
 

@@ -178,14 +178,15 @@ def projections(s: Study) -> Table:
 
 
 def quality(s: Study) -> Table:
-    rows = []
+    rows, texts = [], sorted({q.text for q in s.qualities if q.text})
+    on = f": {', '.join(texts)}" if texts else ""
     for q in s.qualities:
         kl = num(q.kl, "measured", sub=f"± {figure(q.kl_stderr)}" if q.kl_stderr else "")
         rows.append((_judged(s, q), _removed(s, q.variant), q.quant, num(q.perplexity, "measured"), kl))
     return Table(
         ("model", "removed", "quantisation", "perplexity", "KL, nats/token"),
         tuple(rows),
-        "On text that nothing was chosen by. KL is from the whole, unquantised model; ± one standard error.",
+        f"On text that nothing was chosen by{on}. KL is from the whole, unquantised model; ± one standard error.",
     )
 
 
