@@ -17,10 +17,26 @@ MIB = 1 << 20
 
 # llama.cpp: process growth beside weights, cache and compute buffers, of llama-cpp-python 0.3.36 on generated models of
 # 1k to 131k tokens and 2 to 32 blocks, each beside its load without allocation. A vocabulary with merges (byte-level
-# BPE) takes 280 bytes a token, one with scores (SentencePiece) 160: the latter is gemma-3-270m's 45 MiB.
+# BPE) takes 280 bytes a token, one with scores (SentencePiece) 160: the latter is gemma-3-270m's 45 MiB. In them are hash
+# tables, of tokens and of merges, whose slots go up in steps.
 LLAMACPP_BASE_BYTES = 6 * MIB
 LLAMACPP_BLOCK_BYTES = 75_000
-LLAMACPP_VOCAB_BYTES = {"merges": 280, "scores": 160}
+LLAMACPP_VOCAB_BYTES = {"merges": 260, "scores": 150}  # without those slots
+LLAMACPP_TABLES = {"merges": 2, "scores": 1}
+SLOT_BYTES = 8
+# Slots of a std::unordered_map that was filled one by one (libstdc++'s next prime of twice as many).
+SLOTS = (1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061, 712697)
+# A prompt of more than one micro-batch: a second graph, with other outputs (0.67 to 0.89 MB, 2 to 16 blocks).
+LLAMACPP_SECOND_BATCH_BYTES = 700_000
+# What its kernels for K types keep for each thread (0.45, 0.92 and 1.80 MB with 1, 2 and 4, whatever the widths), for two.
+LLAMACPP_K_BYTES = 2 * 450_000
+# Bytes that an activation takes while it is multiplied by a type: blocks of 32 or 256 values with a scale (ggml's
+# vec_dot_type); K types' by default. Float32 needs no conversion.
+LLAMACPP_CONVERTED = {
+    "F32": 0.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q5_0": 34 / 32, "Q4_0": 34 / 32, "IQ4_NL": 34 / 32,
+    "Q5_1": 36 / 32, "Q4_1": 36 / 32,
+}  # fmt: skip
+LLAMACPP_CONVERTED_K = 292 / 256
 MERGES_FROM = 25  # bytes of GGUF metadata per token: 36 with merges (SmolLM2), 22 with scores (Gemma 3)
 # onnxruntime 1.31.1, the same way: libraries and session, in which blocks do not show; the tokenizers library's tables.
 ONNX_BASE_BYTES = 19_000_000
@@ -60,21 +76,35 @@ def compute_bytes(
 
     Depth does not matter: buffers are reused from block to block.
 
-    llama.cpp, n_ubatch 512: 4·(3·ff + q + 3·d) per token and a float16 mask of context × micro-batch; read off its
-    allocator for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes. A GPU holds what is
-    committed. onnxruntime: its planner keeps a buffer for each output of a block, for which the next block's are
-    waiting, and its arena hardly fills gaps: ONNX_FLOATS per prompt token; attention is in tiles, without a matrix of
-    scores. Fitted to what eleven models of eight shapes grew by at 64, 256 and 700 tokens.
+    llama.cpp, n_ubatch 512: 4·(3·ff + q + 2·d) per token and a float16 mask of the tokens so far × micro-batch, as its
+    page map shows; its allocator reserves more (`reserved_compute_bytes`). A GPU holds what is committed.
+
+    onnxruntime: its planner keeps a buffer for each output of a block, for which the next block's are waiting, and its
+    arena hardly fills gaps: ONNX_FLOATS per prompt token; attention is in tiles, without a matrix of scores. Fitted to
+    what eleven models of eight shapes grew by at 64, 256 and 700 tokens.
     """
     if runtime == "llamacpp" and backend != "cpu":
         return committed_compute_bytes(spec, runtime, context_tokens, prompt_tokens)
-    logits = spec.vocab_size * 4
+    logits, tokens = spec.vocab_size * 4, min(prompt_tokens, context_tokens)
     if runtime == "llamacpp":
-        tokens = min(LLAMACPP_UBATCH, context_tokens)
-        return _activations(spec, tokens) + 2 * tokens * padded(context_tokens) + logits
-    tokens = min(prompt_tokens, context_tokens)
+        batch = min(LLAMACPP_UBATCH, tokens)
+        written = _activations(spec, batch) - 4 * batch * spec.hidden_size  # embeddings given in place of tokens
+        return written + 2 * _mask_cells(tokens) + logits
     widths = {"q": spec.n_heads * spec.head_dim, "kv": spec.n_kv_heads * spec.head_dim, "ffn": spec.intermediate_size}
     return round(4 * tokens * sum(ONNX_FLOATS[k] * n for k, n in widths.items())) + logits
+
+
+def reserved_compute_bytes(spec: ModelSpec, context_tokens: int) -> int:
+    """What llama.cpp's allocator lays out for one output, with room for embeddings in place of tokens and for a mask over
+    the whole context: read off it for SmolLM2 (14.01 MiB at 512 tokens of context, 21.51 at 8192) and random shapes."""
+    tokens = min(LLAMACPP_UBATCH, context_tokens)
+    return _activations(spec, tokens) + 2 * tokens * padded(context_tokens) + spec.vocab_size * 4
+
+
+def _mask_cells(prompt_tokens: int) -> int:
+    """Of the largest mask written for a prompt: a micro-batch's tokens × all tokens up to its end, padded."""
+    full, rest = divmod(prompt_tokens, LLAMACPP_UBATCH)
+    return max(LLAMACPP_UBATCH * full * LLAMACPP_UBATCH, rest * padded(prompt_tokens))
 
 
 def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, prompt_tokens: int) -> int:
@@ -83,7 +113,7 @@ def committed_compute_bytes(spec: ModelSpec, runtime: str, context_tokens: int, 
         return compute_bytes(spec, runtime, "cpu", context_tokens, prompt_tokens)
     tokens = min(LLAMACPP_UBATCH, context_tokens)
     every_logit = 4 * tokens * (spec.vocab_size + 2 * spec.hidden_size)
-    return max(_activations(spec, tokens) + 2 * tokens * padded(context_tokens), every_logit) + spec.vocab_size * 4
+    return max(reserved_compute_bytes(spec, context_tokens), every_logit + spec.vocab_size * 4)
 
 
 def _activations(spec: ModelSpec, tokens: int) -> int:
@@ -93,13 +123,28 @@ def _activations(spec: ModelSpec, tokens: int) -> int:
     return 4 * max(3 * ff + q + 3 * d, 2 * q + 2 * kv + 2 * d) * tokens
 
 
+def running_bytes(spec: ModelSpec, size: Sizes, runtime: str, backend: str, prompt_tokens: int) -> int:
+    """Bytes that llama.cpp's CPU backend takes beside its graph: the widest activations of a micro-batch as the matrices'
+    types need them, what kernels keep for a thread, and a second graph where the prompt takes more than one micro-batch.
+    """
+    if (runtime, backend) != ("llamacpp", "cpu"):
+        return 0
+    types = {m.type for m in size.matrices if m.block_bytes}
+    converted = max((LLAMACPP_CONVERTED.get(t, LLAMACPP_CONVERTED_K) for t in types), default=0.0)
+    widest = max(spec.intermediate_size, spec.n_heads * spec.head_dim, spec.hidden_size)
+    work = converted * widest * min(LLAMACPP_UBATCH, prompt_tokens)
+    scratch = LLAMACPP_K_BYTES if any(t not in LLAMACPP_CONVERTED for t in types) else 0
+    return round(work) + scratch + (LLAMACPP_SECOND_BATCH_BYTES if prompt_tokens > LLAMACPP_UBATCH else 0)
+
+
 def vocabulary_bytes(spec: ModelSpec, runtime: str) -> int:
     """Bytes of the tokens' texts, ids and merges in a runtime's own tables."""
     if runtime != "llamacpp":
         return ONNX_VOCAB_BYTES * spec.vocab_size
     stored = (spec.tokenizer_bytes or {}).get("gguf")
     kind = "scores" if stored and stored < MERGES_FROM * spec.vocab_size else "merges"
-    return LLAMACPP_VOCAB_BYTES[kind] * spec.vocab_size
+    slots = next((n for n in SLOTS if n >= spec.vocab_size), spec.vocab_size)
+    return LLAMACPP_VOCAB_BYTES[kind] * spec.vocab_size + SLOT_BYTES * LLAMACPP_TABLES[kind] * slots
 
 
 def runtime_bytes(spec: ModelSpec, runtime: str, n_blocks: int, measured: int | None = None) -> int:

@@ -24,7 +24,7 @@ from edgeprune._sizes import Shapes, Sizes, named, sizes
 from edgeprune._terms import Fitted, Observation, fit_all
 from edgeprune.bench import physical_cores
 from edgeprune.blocks import whole
-from edgeprune.cost import compute_bytes, kv_bytes, runtime_bytes, weight_bytes
+from edgeprune.cost import compute_bytes, kv_bytes, running_bytes, runtime_bytes, weight_bytes
 from edgeprune.errors import UsageError
 from edgeprune.files import need_space, staging, tree_bytes, write_text
 from edgeprune.types import Blocks, DeviceProfile, ModelSpec
@@ -283,7 +283,7 @@ def runtime_memory(
         size = _size(item, profile)
         known = weight_bytes(size, *key) + runtime_bytes(spec, item.runtime, spec.n_blocks, 0)
         known += kv_bytes(spec, whole(spec.n_blocks), item.runtime, item.quant, context)
-        known += compute_bytes(spec, *key, context, prompt)
+        known += compute_bytes(spec, *key, context, prompt) + running_bytes(spec, size, *key, prompt)
         measured = r.memory["peak"] - r.memory["before"]
         left.setdefault(key, []).append(measured - known)
         rows.append({"model": item.name, "measured_bytes": measured, "key": key, "known": known})

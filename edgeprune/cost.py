@@ -24,6 +24,7 @@ from edgeprune._memory import (
     compute_bytes,
     kv_bytes,
     padded,
+    running_bytes,
     runtime_bytes,
     weight_bytes,
 )
@@ -35,7 +36,7 @@ from edgeprune.types import Blocks, DeviceProfile, ModelSpec, Prediction
 
 __all__ = [
     "LLAMACPP_CELLS", "LLAMACPP_UBATCH", "MIB", "Predictor", "best_backend", "compute_bytes", "kv_bytes", "predict", "quants",
-    "runtime_bytes", "weight_bytes",
+    "running_bytes", "runtime_bytes", "weight_bytes",
 ]  # fmt: skip
 
 DECODE_DEPTH_TOKENS = 64  # the mean over llama-bench's tg128; no thread waits for another's cells there
@@ -89,6 +90,7 @@ class Predictor:
         kv = cache_bytes(spec, kept, runtime, element, context_tokens)
         compute, committed = self._buffers(context_tokens, prompt_tokens)
         base = runtime_bytes(spec, runtime, len(blocks), rates.runtime_memory if rates else None)
+        base += running_bytes(spec, size, runtime, self.backend, min(prompt_tokens, context_tokens))
         slow = middle = fast = None
         ttft: Times | tuple[None, None, None] = NOT_KNOWN
         if rates and timed:

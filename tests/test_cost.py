@@ -10,6 +10,7 @@ from _llama import llama, write_gguf
 from _shapes import make_spec
 
 from edgeprune import devices
+from edgeprune._memory import reserved_compute_bytes
 from edgeprune._rates import find
 from edgeprune._sizes import Shapes, Sizes
 from edgeprune.blocks import whole
@@ -78,7 +79,7 @@ def test_memory_against_llama_cpp_allocator(llama, tmp_path, context):
         lib.llama_model_free(loaded)
     compute = float(re.findall(r"compute buffer size =\s*([\d.]+) MiB", text)[-1]) * 2**20
     kv = float(re.search(r"llama_kv_cache: size =\s*([\d.]+) MiB", text).group(1)) * 2**20
-    assert compute_bytes(spec, "llamacpp", "cpu", context, 512) == pytest.approx(compute, rel=0.02, abs=2**18)
+    assert reserved_compute_bytes(spec, context) == pytest.approx(compute, rel=0.02, abs=2**18)
     assert kv_bytes(spec, whole(4), "llamacpp", "Q8_0", context) == pytest.approx(kv, abs=2**13)
 
 

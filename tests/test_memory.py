@@ -6,9 +6,12 @@ import pytest
 from _shapes import plan_for
 
 from edgeprune import _host_runs, devices, gguf_prune, model
-from edgeprune._generated import Geometry, make_gguf
+from edgeprune._generated import Geometry, make_gguf, pure_size
+from edgeprune._generated import spec as make_spec
 from edgeprune._host_runs import Job, Pass
-from edgeprune.cost import MIB, Predictor
+from edgeprune._memory import committed_compute_bytes, reserved_compute_bytes
+from edgeprune.blocks import whole
+from edgeprune.cost import MIB, Predictor, compute_bytes, kv_bytes, running_bytes
 from edgeprune.exact_memory import exact_memory
 from edgeprune.export import export
 from edgeprune.prune import prune
@@ -31,21 +34,21 @@ def foretold(spec, blocks, quant: str, context: int, runtime: str = "llamacpp"):
 @pytest.mark.slow
 @pytest.mark.parametrize(("quant", "n_blocks", "context"), [("Q4_1", 30, 512), ("Q4_1", 12, 1024), ("Q8_0", 30, 256)])
 def test_three_ways_agree_on_smollm2(quant, n_blocks, context, smollm2_gguf, smollm2_folder, tmp_path):
-    path, whole = smollm2_gguf, model.inspect(smollm2_gguf)
+    path, spec = smollm2_gguf, model.inspect(smollm2_gguf)
     blocks = typical_removal(30, 30 - n_blocks)
     if n_blocks < 30:
         path = tmp_path / "cut.gguf"
-        gguf_prune.prune_gguf(smollm2_gguf, whole, plan_for(whole, blocks), path, base_model="m")
+        gguf_prune.prune_gguf(smollm2_gguf, spec, plan_for(spec, blocks), path, base_model="m")
     elif quant != "Q4_1":
         path = tmp_path / "other.gguf"
         gguf.export(smollm2_folder, path, quant, {}, lambda *_: None)
-    formula = foretold(whole, blocks, quant, context)
+    formula = foretold(spec, blocks, quant, context)
     exact = exact_memory(path, context)
     assert formula.weights_bytes == pytest.approx(exact.weights_bytes + (exact.repack_bytes or 0), rel=1e-3)
     assert formula.kv_bytes == pytest.approx(exact.kv_bytes, abs=0.006 * MIB)  # its log has two decimals
-    assert formula.compute_bytes == pytest.approx(exact.compute_bytes, abs=MIB // 2)
-    committed = formula.committed_bytes - formula.memory_bytes
-    assert committed == pytest.approx(exact.committed_bytes - exact.resident_bytes, abs=MIB // 2)
+    assert reserved_compute_bytes(spec, context) == pytest.approx(exact.compute_bytes, abs=MIB // 2)
+    committed = committed_compute_bytes(spec, "llamacpp", context, context)
+    assert committed == pytest.approx(exact.committed_compute_bytes, abs=MIB // 2)
     measured = grown(path, context)
     assert formula.memory_bytes == pytest.approx(measured, rel=EXACT)
     assert exact.resident_bytes == pytest.approx(measured, rel=EXACT)
@@ -67,11 +70,29 @@ def test_a_vocabulary_and_blocks_take_what_they_are_said_to(tmp_path):
 
 
 @pytest.mark.slow
+def test_types_and_micro_batches_take_what_they_are_said_to(tmp_path):
+    """One shape: what differs between types, and between one micro-batch and two, is known to 0.3 MB."""
+    g, errors = Geometry(512, 1536, 8, 4, 4, 4096), []
+    spec = make_spec(g)
+    for quant, context in (("Q8_0", 504), ("Q8_0", 704), ("Q6_K", 504), ("F16", 504)):
+        path = tmp_path / f"{quant}.gguf"
+        if not path.exists():
+            make_gguf(g, quant, path)
+        (runs,) = _host_runs.measure([Job("m", path, "llamacpp", (Pass(context - 4, 4),))], 1, 2, lambda *_: None)
+        size, blocks = pure_size(g, quant, frozenset()), whole(g.n_blocks)
+        known = size.tensor_bytes + kv_bytes(spec, blocks, "llamacpp", quant, context)
+        known += compute_bytes(spec, "llamacpp", "cpu", context, context - 4)
+        known += running_bytes(spec, size, "llamacpp", "cpu", context - 4)
+        errors.append(runs.memory["peak"] - runs.memory["before"] - known)
+    assert max(errors) - min(errors) < 0.3e6
+
+
+@pytest.mark.slow
 def test_onnxruntime_takes_what_is_foretold(smollm2_folder, tmp_path):
     """A real export, cut, of matrices of 4 and 8 bits; prompts enough to look up most of the table."""
-    whole, blocks = model.inspect(smollm2_folder), typical_removal(30, 22)
-    prune(smollm2_folder, whole, plan_for(whole, blocks), tmp_path / "cut", base_model="m", command="")
+    spec, blocks = model.inspect(smollm2_folder), typical_removal(30, 22)
+    prune(smollm2_folder, spec, plan_for(spec, blocks), tmp_path / "cut", base_model="m", command="")
     export(tmp_path / "cut", "onnx", "int4-mixed", tmp_path / "onnx", verify=False)
     measured = grown(tmp_path / "onnx", 256, "onnxruntime", passes=6)
-    predicted = foretold(whole, blocks, "int4-mixed", 256, "onnxruntime").memory_bytes
+    predicted = foretold(spec, blocks, "int4-mixed", 256, "onnxruntime").memory_bytes
     assert predicted == pytest.approx(measured, rel=0.03)
