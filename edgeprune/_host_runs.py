@@ -6,7 +6,7 @@
     memory      bytes: before the model, with it loaded, now, and the most
 
 Tokens are random, as llama-bench's. `measure` runs prompts with generation after them for a fit, so that a long prompt gives
-the prefill and the decode sample of its depth at once.
+the prefill and the decode sample of its depth at once; a model's turn begins with what is not timed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def opened(path: Path, runtime: str, n_ctx: int, n_threads: int, name: str) -> C
 
 
 def _repeated(runs: Runs, passes: Sequence[Pass], child: Child) -> Runs:
-    """One repetition more."""
+    """One repetition more, behind something untimed: what ran before has left its own data in the caches, and threads that
+    still wait for work."""
+    child.ask(f"warm {passes[0].prompt}")
     prefill, tokens = [], []
     for i, p in enumerate(passes):
         prefill.append([*runs.prefill_ns[i], child.ask(f"prefill {p.prompt}")["ns"]])

@@ -1,6 +1,6 @@
 """Predictions of this machine after calibration, on models, depths, quantisations and contexts that it did not see.
 
-    python benchmarks/prediction/host.py                # about 12 minutes on two idle cores
+    python benchmarks/prediction/host.py                # about 15 minutes on two idle cores
     python benchmarks/prediction/host.py --quick        # tiny counts, to see that it works; its figures mean nothing
     python benchmarks/prediction/host.py --again        # fit and foretell anew from the samples in host.json; seconds
 
@@ -106,7 +106,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     kept = read(args.output / "host.json") if args.again else measure(args)
-    result = calibrate.calibrate_host(kept.settings.plan(), kept.calibration, "host-calibrated", kept.when, kept.host)
+    calibration = kept.settings.plan()
+    if [i.name for i in calibration.items] != [r.name for r in kept.calibration]:
+        parser.error(f"{args.output}/host.json is of other calibration models than are run now; measure anew")
+    result = calibrate.calibrate_host(calibration, kept.calibration, "host-calibrated", kept.when, kept.host)
     device = parse(toml(toml_text(result.document)))
     rows = [
         row
