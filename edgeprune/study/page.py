@@ -54,7 +54,8 @@ def _sections(s: Study) -> Iterator[Section]:
     )
     found = tables.stock(s)
     stock = (found,) if found else ()
-    longest = f"; hollow: {max(s.contexts):,} tokens" if any(s.contexts) else ""
+    held = " or ".join(f"{n:,}" for n in s.contexts if n)
+    longest = f"; hollow: {held} tokens" if held else ""
     speed = tuple((f"speed-{q}", f"{q}.", SPEED.format(longest)) for q in figures.quants(s))
     yield Section("measured", "Measured side by side", (Figures(speed), tables.pairs(s), tables.models(s), *stock))
     if s.qualities:
