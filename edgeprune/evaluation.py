@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from edgeprune.types import Quality, Record
 
@@ -28,6 +29,12 @@ class TaskScores(Record):
     n_cut: int  # texts that did
     chat_template: bool
     scores: tuple[TaskScore, ...]
+
+
+def telling(scores: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of (task, metric)s, each task's length-normalised accuracy where it has one, else its accuracy; all where none has either."""
+    keys = dict.fromkeys(scores)
+    return [k for k in keys if k[1] == "acc_norm" or (k[1] == "acc" and (k[0], "acc_norm") not in keys)] or [*keys]
 
 
 class Continuation(Record):

@@ -6,7 +6,7 @@ import json
 import statistics
 
 import pytest
-from test_search import SOME, fixed, measured, random_windows
+from test_search import SOME, children, fixed, measured, parents, random_windows
 from typer.testing import CliRunner
 
 import edgeprune.cli.score  # noqa: F401  registers the verb
@@ -29,8 +29,6 @@ def test_a_judge_decides_among_what_the_search_found():
         asked.extend(versions)
         return [judged["".join(sorted(set("abc") - set(v)))] for v in versions]
 
-    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
-    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
     plain, by_judge = (_search.search(tuple("abc"), children, measure, 3, 2, parents, 1, j) for j in (None, judge))
     assert plain == [tuple("abc"), tuple("bc"), tuple("c")]
     assert by_judge == [tuple("abc"), tuple("ab"), tuple("a")]
@@ -49,8 +47,6 @@ def test_runs_of_neighbours_are_judged_too_however_much_damage_they_do_unhealed(
     def judge(versions, _tick):
         return [1.0 if neighbours(v) else 2.0 for v in versions]
 
-    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
-    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
     plain, by_judge = (_search.search(whole, children, measure, 3, 2, parents, 1, j) for j in (None, judge))
     assert not neighbours(plain[2])
     assert neighbours(by_judge[2])

@@ -24,15 +24,19 @@ BEFORE, FROM = 0, 1  # the scopes of refit
 
 @pytest.fixture(scope="module")
 def kinds():
-    """Three kinds of random tokens, each drawn from a part of the vocabulary; 8 windows of 32 to fit, 2 held aside."""
-    draw = np.random.default_rng(0)
-    many = [draw.integers(3 + 60 * k, 120 + 60 * k, (10, 32)).tolist() for k in range(3)]
-    return [Kind(name, windows[:8], windows[8:]) for name, windows in zip("abc", many, strict=True)]
+    return random_kinds()
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     return random_texts(tmp_path_factory.mktemp("texts"), "abc", 5, 500)
+
+
+def random_kinds():
+    """Three kinds of random tokens, each drawn from a part of the vocabulary; 8 windows of 32 to fit, 2 held aside."""
+    draw = np.random.default_rng(0)
+    many = [draw.integers(3 + 60 * k, 120 + 60 * k, (10, 32)).tolist() for k in range(3)]
+    return [Kind(name, windows[:8], windows[8:]) for name, windows in zip("abc", many, strict=True)]
 
 
 def random_texts(folder, names, apart, n):

@@ -7,14 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from test_heal import BEFORE, FROM, fit_tokens, heal_folder, healer, random_texts, refit_by_rows, seen
+from test_heal import BEFORE, FROM, fit_tokens, heal_folder, healer, random_kinds, random_texts, refit_by_rows, seen
 from test_prune import cut
 from test_width import thin
 
 from edgeprune import closed_form, heal, torch_model
 from edgeprune.blocks import from_text, whole
 from edgeprune.checkpoint import open_checkpoint, raw_bytes
-from edgeprune.closed_form import Kind
 from edgeprune.errors import InputRejected, OutOfResources, WrongWeights
 from edgeprune.files import check_sums
 
@@ -23,9 +22,7 @@ OUTPUTS = {"A": "self_attn.o_proj", "F": "mlp.down_proj"}
 
 @pytest.fixture(scope="module")
 def kinds():
-    draw = np.random.default_rng(0)
-    many = [draw.integers(3 + 60 * k, 120 + 60 * k, (10, 32)).tolist() for k in range(3)]
-    return [Kind(name, windows[:8], windows[8:]) for name, windows in zip("abc", many, strict=True)]
+    return random_kinds()
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,15 @@ def random_windows() -> list[list[int]]:
     return [[draw.randrange(3, 300) for _ in range(n)] for n in (64, 96, 64)]
 
 
+def children(kept):
+    """Of a toy model, whose parts go one at a time."""
+    return [tuple(x for x in kept if x != gone) for gone in kept]
+
+
+def parents(kept, whole):
+    return [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]
+
+
 def found(name, m, windows, max_steps, **options):
     method = score.Method(name, max_steps, **options)
     spec = type("Spec", (), {"n_blocks": len(m.model.layers), "name": "tiny"})
@@ -162,8 +171,6 @@ def test_refinement_finds_what_greed_misses():
     """Four removals a, b, c, d of which greed takes a first; b and c together, a run, cost least."""
     costs = {"": 0, "a": 1, "b": 2, "c": 3, "d": 9, "ab": 8, "ac": 8, "ad": 9, "bc": 3, "bd": 9, "cd": 9}
     measure, _ = fixed(lambda kept: costs["".join(sorted(set("abcd") - set(kept)))])
-    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
-    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
     greedy, *refined = (_search.search(tuple("abcd"), children, measure, 4, 2, parents, effort) for effort in (0, 1, 3))
     assert greedy == [tuple("abcd"), tuple("bcd"), tuple("cd")]
     for path in refined:
@@ -179,8 +186,6 @@ def test_what_the_first_text_favours_by_chance_is_judged_on_all_of_it():
         late = lambda w, g: 0.4 * (w >= 3) if g == ["b"] else 0  # noqa: E731
         return [[[sum(map(damages.get, g)) + late(w, g)] * 8 for g in gone] for w in windows]
 
-    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
-    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
     assert _search.search(tuple("abc"), children, measure, 9, 1, parents, 1)[1] == tuple("bc")
     assert _search.search(tuple("abc"), children, measure, 3, 1, parents, 1)[1] == tuple("ac")
 
@@ -192,8 +197,6 @@ def test_refinement_comes_near_the_best_of_all_nested_chains():
     import random
 
     whole = tuple("abcdefg")
-    children = lambda kept: [tuple(x for x in kept if x != gone) for gone in kept]  # noqa: E731
-    parents = lambda kept, whole: [tuple(x for x in whole if x in (*kept, y)) for y in whole if y not in kept]  # noqa: E731
     over = {0: [], 1: [], 2: []}
     for seed in range(12):
         draw = random.Random(seed)

@@ -64,12 +64,11 @@ def _tokens(rows: dict[str, Any]) -> str:
 
 
 def _by_task(scores: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each task its length-normalised accuracy, else its accuracy."""
-    found: dict[str, dict[str, Any]] = {}
-    for score in scores:
-        if score["metric"] == "acc_norm" or score["metric"] == "acc" and score["task"] not in found:
-            found[score["task"]] = score
-    return found
+    """The score of each task that the study's page shows too."""
+    from edgeprune.evaluation import telling
+
+    by_name = {(score["task"], score["metric"]): score for score in scores}
+    return {task: by_name[task, metric] for task, metric in telling(by_name)}
 
 
 def _tasks(asked: dict[str, dict[str, dict[str, Any]]]) -> str:

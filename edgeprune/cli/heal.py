@@ -18,11 +18,7 @@ from edgeprune.work import ranks
 @verb("edgeprune heal pruned -o healed")
 def heal(
     folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="A folder that `edgeprune prune` wrote; to train, also a healed one.",
-        ),
+        Path, typer.Argument(metavar="DIR", help="A folder that `edgeprune prune` wrote; to train, also a healed one.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The healed folder to make.")],
     method: Annotated[

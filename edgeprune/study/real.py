@@ -58,14 +58,8 @@ def subject(
 ) -> Subject:  # fmt: skip
     """Widths are rated on so much calibration text. Plans and widths: of a study that is begun."""
     rate = functools.partial(
-        width.rate,
-        folder,
-        spec,
-        files=calibration,
-        n_windows=n_windows,
-        context_tokens=context_tokens,
-        progress=progress,
-    )
+        width.rate, folder, spec, files=calibration, n_windows=n_windows, context_tokens=context_tokens, progress=progress
+    )  # fmt: skip
     made = dict(plans or {}), dict(widths or {})
     return Subject(name, folder, spec, functools.cache(rate), *made, calibration, judging)
 

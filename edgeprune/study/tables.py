@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from edgeprune.evaluation import telling
 from edgeprune.report.doc import Table
 from edgeprune.report.text import Cell as Box
 from edgeprune.report.text import Kind, Num, figure, missing, num, percent
@@ -195,8 +196,7 @@ def zeroshot(s: Study) -> Table | None:
     found = [(q, {(t.task, t.metric): t for t in q.tasks}) for q in s.qualities if q.tasks]
     if not found:
         return None
-    keys = dict.fromkeys(k for _, scores in found for k in scores)
-    shown = [k for k in keys if k[1] == "acc_norm" or (k[1] == "acc" and (k[0], "acc_norm") not in keys)] or [*keys]
+    shown = telling(k for _, scores in found for k in scores)
     rows = []
     for q, scores in found:
         cells = [
