@@ -143,10 +143,10 @@ def keep_from_judging(named: Sequence[tuple[str, str]], avoid: Sequence[Path]) -
         sha256, held = text_sha256(text), _runs(text)
         for judging, judged_sha256, runs in wanted:
             if sha256 == judged_sha256:
-                raise UsageError(f"{name} is to judge the result, it can't also heal it; name another --calibration")
+                raise UsageError(f"{name} is to judge the result, it can't also shape it; name another --calibration")
             if (share := _share(runs, held)) > MOST_SHARED:
                 raise UsageError(
-                    f"{name} holds {share:.0%} of {judging}, which is to judge the result, so it can't heal it; name another "
+                    f"{name} holds {share:.0%} of {judging}, which is to judge the result, so it can't shape it; name another "
                     "--calibration"
                 )
 

@@ -97,7 +97,7 @@ def test_wrong_input_is_named(tmp_path):
         designing.check_roundings([-1])
     both = tmp_path / "both.txt"
     both.write_text("one text")
-    with pytest.raises(UsageError, match="both.txt is both --calibration and --text"):
+    with pytest.raises(UsageError, match="both.txt is to judge the result"):
         _texts_apart({"calibration": [both], "evaluation": [both]})
     small = known_models.load("tinyllama-1.1b")  # holds 2048
     with pytest.raises(UsageError, match="2048"):
@@ -198,6 +198,27 @@ def test_the_page_says_what_is_foretold_and_what_was_measured(explained, tmp_pat
     assert len(ids) == len(set(ids))
 
 
+def test_the_headline_of_a_lead_that_changes_sides(explained):
+    """Depth at 0.9, 1.2 and 1.3 times the speed of one width: ahead in most states, not in all."""
+    from edgeprune.study import words
+
+    made = explained[4]
+    pair = next(p for p in made.pairs if p.what == "decode")
+    at = {0.9: "width", 1.2: "depth", 1.3: "depth"}
+
+    def told(*middles):
+        mine = [
+            pair.model_copy(update={"measured": Interval(low=m, middle=m, high=m), "winner": at[m]}) for m in middles
+        ]
+        return words.headline(made.model_copy(update={"pairs": tuple(mine)}))
+
+    assert told(0.9, 1.2, 1.3).startswith("Fewer blocks decode mostly faster than")
+    assert "(−10 % to +30 %)" in told(0.9, 1.2, 1.3)
+    assert told(1.2, 1.3).startswith("Fewer blocks decode faster than")
+    assert told(0.9).startswith("Fewer blocks decode slower than")
+    assert told(0.9, 1.2).startswith("Fewer blocks decode without a clear lead over")
+
+
 def test_damage_at_equal_size(explained):
     """0.6 nats, healed 0.3, beside a width's 0.4, healed 0.2: healed against healed."""
     from edgeprune.study import words
@@ -207,15 +228,16 @@ def test_damage_at_equal_size(explained):
     pair = next(p for p in made.pairs if p.what == "decode")
     rows = [(pair.depth, False, 0.6), (pair.depth, True, 0.3), (pair.width, False, 0.4), (pair.width, True, 0.2)]
 
-    def told(rows):
+    def told(rows, text=None):
         found = tuple(
-            Quality(variant=v, quant=pair.quant, method="m", healed=h, perplexity=9.0, kl=kl, kl_stderr=0.0)
+            Quality(variant=v, quant=pair.quant, method="m", healed=h, perplexity=9.0, kl=kl, kl_stderr=0.0, text=text)
             for v, h, kl in rows
         )
         (said,) = (t for t in words.verdicts(made.model_copy(update={"qualities": found})) if "damage" in t)
         return said
 
-    assert "leaves 1.50 times the damage" in told(rows) and told(rows).endswith("once both are healed 1.50 times.")
+    assert "leaves 1.50 times the damage" in told(rows) and told(rows).endswith("once both are healed 1.50 times (KL).")
+    assert told(rows, "a.txt").endswith("1.50 times (KL on a.txt).")
     assert "healed" not in told(rows[:3]), "a healed model beside one that is not says nothing"
 
 

@@ -169,15 +169,14 @@ def study(
 
 
 def _texts_apart(named: dict[str, Any]) -> dict[str, list[str]]:
-    """Which texts were named, by hash, of those to choose and those to judge by. Raises UsageError for one that is both."""
+    """Which texts were named, by hash, of those to choose and those to judge by. Raises UsageError where one is or holds another
+    of the other side."""
     from edgeprune.calibration import read_texts, text_sha256
+    from edgeprune.heal_text import keep_from_judging
 
     texts = {split: read_texts(files, split) for split, files in named.items() if files}
-    found = {f"{split} text": [text_sha256(text) for _, text in of] for split, of in texts.items()}
-    if len(found) == 2 and (both := set.intersection(*map(set, found.values()))):
-        name = next(name for name, text in texts["evaluation"] if text_sha256(text) in both)
-        raise UsageError(f"{name} is both --calibration and --text: what chooses can't also judge; name another")
-    return found
+    keep_from_judging(texts.get("calibration", ()), named["evaluation"] or ())
+    return {f"{split} text": [text_sha256(text) for _, text in of] for split, of in texts.items()}
 
 
 def _stock(binary: Path | None, p: Any) -> dict[str, Any]:

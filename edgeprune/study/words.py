@@ -24,15 +24,18 @@ REASONS = {
 
 def headline(s: Study) -> str:
     """Who is ahead of what in most states of decode that were measured, and between which ends."""
-    told: dict[str, list[str]] = {"depth": [], "width": [], "": []}
+    told: dict[tuple[str, bool], list[str]] = {}
     for key, mine in _by_kind(s).items():
         side = next((w for w in ("depth", "width") if 2 * sum(p.winner == w for p in mine) > len(mine)), "")
         ends = sorted(p.measured.middle for p in mine)
-        span = " to ".join(dict.fromkeys((signed(ends[0]), signed(ends[-1]))))
-        told[side].append(f"{_against(key)} ({span})")
-    said = {"depth": "fewer blocks decode faster than {}", "width": "slower than {}", "": "no clear lead over {}"}
-    text = "; ".join(said[side].format(_list(found)) for side, found in told.items() if found)
-    return f"{text[0].upper()}{text[1:]}." if text else "Nothing was measured."
+        spans = ends[0] < 1 < ends[-1] and side != ""  # the other side is ahead somewhere
+        told.setdefault((side, spans), []).append(f"{_against(key)} ({_span([signed(e) for e in ends])})")
+    said = {
+        ("depth", False): "faster than {}", ("depth", True): "mostly faster than {}", ("width", False): "slower than {}",
+        ("width", True): "mostly slower than {}", ("", False): "without a clear lead over {}",
+    }  # fmt: skip
+    text = "; ".join(said[side].format(_list(told[side])) for side in said if side in told)
+    return f"Fewer blocks decode {text}." if text else "Nothing was measured."
 
 
 def tone(s: Study) -> str:
@@ -63,26 +66,32 @@ def verdicts(s: Study) -> Iterator[str]:
             "open": "not settled in {}",
         }
         told = ", ".join(said[w].format(n) for w, n in counts.items() if n)
-        yield f"Against {_against(key)}, depth decodes at {_span(ends)} times the speed; of {len(mine)}, {told}."
+        yield f"Against {_against(key)}, depth decodes at {_times(ends)} times the speed; of {len(mine)}, {told}."
     yield from _damages(s)
 
 
 def _damages(s: Study) -> Iterator[str]:
     """Of a real model, for each kind of width: how much more damage depth does at equal size, neither or both healed."""
     kl = {(q.variant, q.quant, q.healed): q.kl for q in s.qualities}
+    texts = _list(list(dict.fromkeys(q.text for q in s.qualities if q.text)))
+    judged = f"KL on {texts}" if texts else "KL"
     for key, mine in _by_kind(s).items():
         found: dict[bool, str] = {}
         for healed in (False, True):
             both = {tuple(kl.get((v, p.quant, healed)) for v in (p.depth, p.width)) for p in mine}
             if ratios := sorted(a / b for a, b in both if a and b):
-                found[healed] = f"{_span(ratios)} times"
+                found[healed] = f"{_times(ratios)} times"
         if False in found:
             more = f"; once both are healed {found[True]}" if True in found else ""
-            yield f"At equal size depth leaves {found[False]} the damage (KL) of {_against(key)}{more}."
+            yield f"At equal size depth leaves {found[False]} the damage of {_against(key)}{more} ({judged})."
 
 
-def _span(ends: Sequence[float]) -> str:
-    return f"{ends[0]:.2f} to {ends[-1]:.2f}" if len(ends) > 1 else f"{ends[0]:.2f}"
+def _times(ends: Sequence[float]) -> str:
+    return _span([f"{e:.2f}" for e in ends])
+
+
+def _span(ends: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
 
 
 def lost(s: Study) -> Iterator[str]:
