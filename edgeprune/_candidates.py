@@ -13,7 +13,7 @@ from edgeprune._sizes import Shapes, named
 from edgeprune.blocks import kept_sublayers, whole
 from edgeprune.cost import Predictor, best_backend, quants
 from edgeprune.errors import UsageError
-from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec, Prediction, Scores
+from edgeprune.types import Blocks, Budget, DeviceProfile, ModelSpec, PathStep, Prediction
 
 RUNTIMES = ("llamacpp", "onnxruntime")  # those with an exporter, in order of preference
 # What "auto" tries. 16- and 32-bit types are left out: twice the bytes, so half the speed, for a KL near 0.01.
@@ -68,14 +68,14 @@ class Candidate(NamedTuple):
 
 
 def candidates(
-    spec: ModelSpec, scores: Scores | None, device: DeviceProfile, budget: Budget, mode: str | None
+    spec: ModelSpec, path: Sequence[PathStep], device: DeviceProfile, budget: Budget, mode: str | None
 ) -> tuple[list[Candidate], list[str]]:
-    """Every candidate the budget allows to be tried, and a line per runtime on steps that it can't run.
+    """Every candidate the budget allows to be tried, and a line per runtime on steps of the path that it can't run.
 
     Raises UsageError for what can't be asked of this model or device.
     """
     found, shapes = routes(spec, device, budget), Shapes(spec)
-    steps, refused = _steps(shapes, scores, [r.runtime for r in found])
+    steps, refused = _steps(shapes, path, [r.runtime for r in found])
     predictors: dict[str, Predictor] = {}
     out = []
     for route in found:
@@ -84,7 +84,7 @@ def candidates(
         priors = quant_kl(runtime, quant, shapes.total), kv_kl(kv_type, shapes.total)
         for k, blocks, kept in steps[runtime]:
             prediction = predict(blocks, quant, budget.context_tokens, budget.prompt_tokens, kv_type)
-            out.append(Candidate(*route, k, blocks, kept, prediction, damage(scores, k, *priors)))
+            out.append(Candidate(*route, k, blocks, kept, prediction, damage(path, k, *priors)))
     if not out:
         raise UsageError(f"{spec.name} can't be planned for {device.id}: {'; '.join(refused)}")
     return out, refused
@@ -137,17 +137,16 @@ def _runtime(device: DeviceProfile, name: str) -> str:
 
 
 def _steps(
-    shapes: Shapes, scores: Scores | None, runtimes: Sequence[str]
+    shapes: Shapes, path: Sequence[PathStep], runtimes: Sequence[str]
 ) -> tuple[dict[str, list[tuple[int, Blocks, int]]], list[str]]:
     """Per runtime, the path steps it can run (step 0 is the whole model) and how many sub-layers each keeps, and a line on
     those it can't."""
-    path = [s.blocks for s in scores.path] if scores else [whole(shapes.spec.n_blocks)]
-    kept = [len(kept_sublayers(blocks)) for blocks in path]
+    kept = [len(kept_sublayers(step.blocks)) for step in path]
     found: dict[str, list[tuple[int, Blocks, int]]] = {}
     refused = []
     for runtime in dict.fromkeys(runtimes):
-        reasons = [_unheld(shapes, blocks, runtime) for blocks in path]
-        found[runtime] = [(k, path[k], kept[k]) for k in range(len(path)) if reasons[k] is None]
+        reasons = [_unheld(shapes, step.blocks, runtime) for step in path]
+        found[runtime] = [(k, step.blocks, kept[k]) for k, step in enumerate(path) if reasons[k] is None]
         told = [r for r in reasons if r]
         if told:
             refused.append(f"{runtime} can't run {len(told)} of {len(path)} steps of the path: {told[0]}")
@@ -168,13 +167,13 @@ def _unheld(shapes: Shapes, blocks: Blocks, runtime: str) -> str | None:
     return families.refusal(family, runtime, rotates, halves, spec.tied_embeddings, shapes.alike)
 
 
-def damage(scores: Scores | None, k: int, quant: float | None, cache: float | None) -> Damage:
+def damage(path: Sequence[PathStep], k: int, quant: float | None, cache: float | None) -> Damage:
     """A step without a KL is ranked by the rise of its log perplexity, one without either by its place on the path."""
     removal: float | None = 0.0
     ratio: float | None = 1.0
     order = 0.0
-    if k and scores is not None:
-        step, first = scores.path[k], scores.path[0]
+    if k:
+        step, first = path[k], path[0]
         ratio = step.perplexity / first.perplexity if step.perplexity and first.perplexity else None
         removal = step.kl if step.kl is not None else max(0.0, math.log(ratio)) if ratio else None
         order = float(k) if removal is None else removal

@@ -42,7 +42,7 @@ def best(shapes: Shapes, device: DeviceProfile, budget: Budget, mode: str | None
         predict = Predictor(shapes.spec, device, route.runtime, route.backend, mode, shapes)
         prediction = predict(blocks, route.quant, budget.context_tokens, budget.prompt_tokens, route.kv_type)
         priors = quant_kl(route.runtime, route.quant, shapes.total), kv_kl(route.kv_type, shapes.total)
-        c = Candidate(*route, 0, blocks, 2 * len(blocks), prediction, damage(None, 0, *priors))
+        c = Candidate(*route, 0, blocks, 2 * len(blocks), prediction, damage((), 0, *priors))
         found += [c] if limits.met(c) else []
     return min(found, key=lambda c: c.damage.order, default=None)
 

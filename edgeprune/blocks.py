@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 from edgeprune.types import Block, Blocks
 
@@ -74,6 +75,24 @@ def describe_removed(blocks: Blocks, n_blocks: int) -> str:
     if halves:
         parts.append(" ".join(halves))
     return "; ".join(parts)
+
+
+def without(text: str, n_blocks: int) -> Blocks:
+    """What stays when this goes: layers and halves as `describe_removed` writes them, "13-15, 17; F11 A12" or "13,14,15".
+    Raises ValueError naming what can't be read or is not there."""
+    gone: set[tuple[str, int]] = set()
+    for part in re.split(r"[\s,;]+", re.sub(r"\blayers?\b", " ", text).strip()):
+        found = re.fullmatch(r"([AF]?)(\d+)(?:-(\d+))?", part, re.IGNORECASE)
+        first, last = (int(found[2]), int(found[3] or found[2])) if found else (1, 0)
+        if first > last:
+            raise ValueError(f"{part!r} is neither a layer (13), a run of layers (13-15) nor a half of one (A13, F13)")
+        if last >= n_blocks:
+            raise ValueError(f"{part} is outside the layers 0 to {n_blocks - 1}")
+        gone |= {(kind, i) for i in range(first, last + 1) for kind in (found[1].upper() or "AF")}
+    kept = [half for half in kept_sublayers(whole(n_blocks)) if half not in gone]
+    if not kept:
+        raise ValueError("that leaves nothing")
+    return from_sublayers(kept)
 
 
 def to_text(blocks: Blocks) -> str:

@@ -233,7 +233,7 @@ def _source(item: Item, folder: Path) -> Path:
     if not out.exists():
         spec = model.inspect(item.path)
         budget = Budget(context_tokens=min(LONGEST, spec.context_length_tokens), prompt_tokens=1)
-        cut = make_plan(spec, None, _host.profile(), budget).model_copy(update={"blocks": _blocks(item, spec)})
+        cut = make_plan(spec, None, _host.profile(), budget, blocks=_blocks(item, spec))
         if one_file:
             gguf_prune.prune_gguf(item.path, spec, cut, out, base_model=spec.name)
         else:

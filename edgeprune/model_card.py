@@ -46,7 +46,10 @@ def model_card(
         lines += [f"| KL from the whole model, nats per token | 0 | {plan.damage_kl:.3f} |"]
     lines += _won(healed)
     cache = "" if plan.kv_type in ("f16", "f32") else f" with a {plan.kv_type} KV cache"
-    planned = f"Planned for {plan.device}, {plan.runtime} {plan.quant}{cache}; ordered by {plan.metric or 'nothing'}."
+    chosen = (
+        f"; what goes was chosen by {plan.metric}" if plan.metric else "; what goes was named" if plan.removed else ""
+    )
+    planned = f"Planned for {plan.device}, {plan.runtime} {plan.quant}{cache}{chosen}."
     lines += ["", planned, ""]
     lines += ["```", command, "```", ""]
     if not is_portable(plan.blocks):

@@ -9,45 +9,63 @@ removed sub-layers, then fewer bytes, then the name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from edgeprune._candidates import LADDER, RUNTIMES, Candidate, candidates
 from edgeprune._infeasible import explain
 from edgeprune._limits import Limits
 from edgeprune._pareto import front
 from edgeprune._quant_kl import QUANT_KL_PRIOR, kv_kl, quant_kl
-from edgeprune.blocks import describe_removed
+from edgeprune.blocks import describe_removed, whole
 from edgeprune.errors import InfeasibleBudget, UsageError, WrongWeights
-from edgeprune.types import Alternative, Budget, DeviceProfile, ModelSpec, Plan, Scores
+from edgeprune.types import Alternative, Blocks, Budget, DeviceProfile, ModelSpec, PathStep, Plan, Scores
 from edgeprune.units import show_bytes
 
 __all__ = ["LADDER", "QUANT_KL_PRIOR", "RUNTIMES", "check_scores", "kv_kl", "make_plan", "quant_kl"]
 
 
 def make_plan(
-    spec: ModelSpec, scores: Scores | None, device: DeviceProfile, budget: Budget, mode: str | None = None
-) -> Plan:
-    """The best plan within the budget.
+    spec: ModelSpec, scores: Scores | None, device: DeviceProfile, budget: Budget, mode: str | None = None,
+    blocks: Blocks | None = None,
+) -> Plan:  # fmt: skip
+    """The best plan within the budget; with `blocks`, the best in which exactly these stay.
 
-    Without scores only the whole model can be planned. Raises UsageError for what can't be asked of this model or
-    device, or when scores are needed; WrongWeights for another model's scores; InfeasibleBudget with the nearest
-    budget that works and its plan.
+    Without scores only the whole model, or named blocks, can be planned. Raises UsageError for what can't be asked of
+    this model or device, or when scores are needed; WrongWeights for another model's scores; InfeasibleBudget with the
+    nearest budget that works and its plan.
     """
     if scores is not None:
         check_scores(spec, scores)
-    limits = Limits.of(budget, device)
-    found, refused = candidates(spec, scores, device, budget, mode)
+    limits, path = Limits.of(budget, device), removal_path(spec, scores, blocks)
+    tried, refused = candidates(spec, path, device, budget, mode)
+    found = [c for c in tried if blocks in (None, c.blocks)]
+    if not found:
+        raise UsageError(f"{spec.name} can't be planned so for {device.id}: {'; '.join(refused)}")
+
+    asked = _Asked(spec, path, scores, device, mode)
+    wholes = [c for c in tried if c.step == 0]
     if any(limits.met(c) for c in found):
-        return _choose(found, limits, spec, scores, device, budget, mode)
+        return _choose(asked, found, wholes, limits, budget)
     finding = explain(found, limits, spec, device, refused)
-    if scores is None:
+    if scores is None and blocks is None:
         from edgeprune.what_if import scores_needed
 
         raise UsageError(scores_needed(spec, device, budget, mode) or finding.message)
     plan = None
     if finding.nearest:
         wider = budget.model_copy(update=finding.nearest)
-        plan = _choose(found, Limits.of(wider, device), spec, scores, device, wider, mode)
+        plan = _choose(asked, found, wholes, Limits.of(wider, device), wider)
     raise InfeasibleBudget(finding.message, finding.nearest, plan)
+
+
+def removal_path(spec: ModelSpec, scores: Scores | None, blocks: Blocks | None = None) -> tuple[PathStep, ...]:
+    """The scores' path; of named blocks the whole model and these, with their damage where the scores know it."""
+    path = scores.path if scores else (PathStep(blocks=whole(spec.n_blocks), kl=0.0, perplexity=None),)
+    if blocks is None or blocks == path[0].blocks:
+        return path
+    unknown = PathStep(blocks=blocks, kl=None, perplexity=None)
+    return path[0], next((step for step in path if step.blocks == blocks), unknown)
 
 
 def check_scores(spec: ModelSpec, scores: Scores) -> None:
@@ -74,21 +92,29 @@ def _order(c: Candidate, objective: str) -> tuple:
     return first, c.damage.order, -c.kept, p.memory_bytes, c.runtime, c.quant, c.kv_type
 
 
+class _Asked(NamedTuple):
+    spec: ModelSpec
+    path: Sequence[PathStep]
+    scores: Scores | None
+    device: DeviceProfile
+    mode: str | None
+
+
 def _choose(
-    found: list[Candidate], limits: Limits, spec: ModelSpec, scores: Scores | None, device: DeviceProfile,
-    budget: Budget, mode: str | None,
+    asked: _Asked, found: list[Candidate], wholes: list[Candidate], limits: Limits, budget: Budget
 ) -> Plan:  # fmt: skip
+    spec, path = asked.spec, asked.path
     feasible = [c for c in found if limits.met(c)]
     best = min(feasible, key=lambda c: _order(c, budget.objective))
-    step = scores.path[best.step] if scores else None
-    route = [c for c in found if c[:4] == best[:4]]
+    step = path[best.step]
+    scores = asked.scores if asked.scores and step in asked.scores.path else None
     return Plan(
         model=spec.name,
         family=spec.family,
         fingerprint=spec.fingerprint,
         n_blocks_whole=spec.n_blocks,
-        device=device.id,
-        mode=mode,
+        device=asked.device.id,
+        mode=asked.mode,
         runtime=best.runtime,
         backend=best.backend,
         quant=best.quant,
@@ -98,24 +124,24 @@ def _choose(
         memory_limit_from=limits.memory_from,
         blocks=best.blocks,
         removed=describe_removed(best.blocks, spec.n_blocks),
-        damage_kl=step.kl if step else 0.0,
-        damage_perplexity=step.perplexity if step else None,
-        whole_perplexity=scores.path[0].perplexity if scores else None,
+        damage_kl=step.kl,
+        damage_perplexity=step.perplexity,
+        whole_perplexity=path[0].perplexity,
         quant_kl=best.damage.quant_kl,
         kv_kl=best.damage.kv_kl,
         expected_kl=best.damage.kl,
         expected_ppl_ratio=best.damage.ppl_ratio,
         prediction=best.prediction,
-        prediction_whole=next(c.prediction for c in route if c.step == 0),
-        alternatives=_alternatives(spec, scores, limits, found, best, budget.objective),
-        front=tuple(_alternative(c, spec, scores, _trade(c, best)) for c in front(feasible)),
+        prediction_whole=next(c.prediction for c in wholes if c[:4] == best[:4]),
+        alternatives=_alternatives(asked, limits, found, best, budget.objective),
+        front=tuple(_alternative(asked, c, _trade(c, best)) for c in front(feasible)),
         scores_sha256=scores.digest() if scores else None,
         metric=scores.metric if scores else None,
     )
 
 
 def _alternatives(
-    spec: ModelSpec, scores: Scores | None, limits: Limits, found: list[Candidate], best: Candidate, objective: str
+    asked: _Asked, limits: Limits, found: list[Candidate], best: Candidate, objective: str
 ) -> tuple[Alternative, ...]:
     """The best of each other runtime × quantisation, feasible ones first."""
     routes: dict[tuple[str, str], list[Candidate]] = {}
@@ -127,18 +153,18 @@ def _alternatives(
         fitting = [c for c in tried if limits.met(c)]
         c = min(fitting or tried, key=lambda c: (limits.misses(c), *_order(c, objective)))
         reason = _why_lost(c, best, objective) if fitting else _why_unfit(c, limits, max(t.step for t in tried))
-        out.append(((not fitting, *_order(c, objective)), _alternative(c, spec, scores, reason)))
+        out.append(((not fitting, *_order(c, objective)), _alternative(asked, c, reason)))
     return tuple(a for _, a in sorted(out, key=lambda o: o[0]))
 
 
-def _alternative(c: Candidate, spec: ModelSpec, scores: Scores | None, reason: str) -> Alternative:
+def _alternative(asked: _Asked, c: Candidate, reason: str) -> Alternative:
     return Alternative(
         runtime=c.runtime,
         quant=c.quant,
         kv_type=c.kv_type,
         n_blocks=len(c.blocks),
-        removed=describe_removed(c.blocks, spec.n_blocks),
-        damage_kl=scores.path[c.step].kl if scores else 0.0,
+        removed=describe_removed(c.blocks, asked.spec.n_blocks),
+        damage_kl=asked.path[c.step].kl,
         quant_kl=c.damage.quant_kl,
         kv_kl=c.damage.kv_kl,
         prediction=c.prediction,

@@ -22,7 +22,9 @@ def plan(p: Plan, d: DeviceProfile) -> None:
         else f"remove nothing: all {p.n_blocks_whole} blocks stay"
     )
     say(f"plan: {p.quant} in {p.runtime} on {p.backend}{_cache(p)}, {what}")
-    if p.removed:
+    if p.removed and p.metric is None:
+        say("damage: not measured; named by hand, and no scores given know it")
+    elif p.removed:
         say(
             f"damage: KL {number(p.damage_kl)} nats per token, perplexity {number(p.whole_perplexity, 4)} →"
             f" {number(p.damage_perplexity, 4)} (measured by `edgeprune score`, {p.metric}; nothing healed)"

@@ -34,7 +34,7 @@ from edgeprune.errors import UsageError
 from edgeprune.files import refuse_existing
 
 if TYPE_CHECKING:
-    from edgeprune.types import ModelSpec, Scores
+    from edgeprune.types import Blocks, ModelSpec, Scores
 
 
 @verb("edgeprune plan llama-3.1-8b --device jetson-orin --max-mem 8GB --min-tps 15")
@@ -55,11 +55,17 @@ def plan(
     objective: Objective = "quality",
     mode: Mode = None,
     scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`.")] = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(metavar="LAYERS", help='Exactly these, as plans name them: "13-15, 17" or "16; F14 A15".'),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan here.")] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Choose what to remove and how to quantise for a device and a budget. Milliseconds; reads no weights.
+
+    With --remove, which needs no scores, what to remove is said and the rest chosen.
 
     For a model of the shipped catalogue (llama-3.1-8b, Qwen/Qwen3-4B, …) and no scores: what would have to go at each
     quantisation, and what that is expected to cost, without a download.
@@ -76,23 +82,32 @@ def plan(
         runtime=runtime, objective=objective,
     )  # fmt: skip
     shape = None if scores else in_catalogue(model)
-    if shape:
-        if output:
-            raise UsageError(
-                f"a plan is made for exact weights, and of {shape} only the shape is known; download it, score it, and "
-                f"plan with --scores, or leave out --output"
-            )
+    if shape and output:
+        raise UsageError(
+            f"a plan is made for exact weights, and of {shape} only the shape is known; download it, score it, and "
+            f"plan with --scores, or leave out --output"
+        )
+    if shape and not remove:
         profile = device_profile(device)
         found = what_if(known_models.load(shape), profile, budget, mode, known_models.source(shape))
         emit(found) if json else _show_plan.what_if(found, profile)
         return
-    spec, known = _spec_and_scores(model, scores)
+    spec, known = (known_models.load(shape), None) if shape else _spec_and_scores(model, scores)
     profile = device_profile(device)
-    made = planner.make_plan(spec, known, profile, budget, mode=mode)
+    made = planner.make_plan(spec, known, profile, budget, mode=mode, blocks=_without(remove, spec))
     if output:
         files.write_text(output, made.to_json(), force)
         note(f"wrote {output}")
     emit(made) if json else _show_plan.plan(made, profile)
+
+
+def _without(remove: str | None, spec: ModelSpec) -> Blocks | None:
+    from edgeprune.blocks import without
+
+    try:
+        return without(remove, spec.n_blocks) if remove else None
+    except ValueError as e:
+        raise UsageError(f"--remove {remove}: {e}") from None
 
 
 def _spec_and_scores(model: str | None, scores: Path | None) -> tuple[ModelSpec, Scores | None]:

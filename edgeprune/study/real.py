@@ -131,11 +131,11 @@ def _depths(
             refused.append(f"ratio {ratio:g}, {wanted} of {spec.n_blocks} blocks left: {why}; left out")
             continue
         seen.add(wanted)
-        shorter = scores.model_copy(update={"path": scores.path[: step + 1]})
-        budget = Budget(quant="Q8_0", runtime="llamacpp", objective="size", context_tokens=64, prompt_tokens=64)
-        plan = make_plan(spec, shorter, host, budget)
-        if plan.blocks != scores.path[step].blocks:
-            refused.append(f"ratio {ratio:g}: {host.id} can't hold the model that is left; left out")
+        budget = Budget(quant="Q8_0", runtime="llamacpp", context_tokens=64, prompt_tokens=64)
+        try:
+            plan = make_plan(spec, scores, host, budget, blocks=scores.path[step].blocks)
+        except EdgepruneError as e:
+            refused.append(f"ratio {ratio:g}: {e}; left out")
             continue
         yield ratio, plan
 
