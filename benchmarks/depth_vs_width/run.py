@@ -26,6 +26,8 @@ STUDIES = {
     "runtimes": "tinyllama-1.1b --speed-only --ratios 0.2 --quants F16,int8,int4 --round 1,32,256 --contexts 0 -p 64 -n 16 -r 4 "
     "--max-disk 14GB --max-memory 16GB",
     "long": "smollm2-135m --speed-only --ratios 0.2 --quants Q4_0 --round 32 --contexts 0,4000,8000 -p 64 -n 16 -r 6",
+    "methods": "smollm2-135m-instruct --ratios 0.2 --quants Q4_0 --width flap --width taylor --width wanda_sp --width slicegpt "
+    "--round 32 --contexts 0 -p 128 -n 16 --threads 1,2",
     "real": "smollm2-135m-instruct --ratios 0.1,0.2,0.3 --quants Q4_0,int8 --round 0,32 --contexts 0 -p 128 --heal",
 }
 
