@@ -136,7 +136,7 @@ def why(s: Study) -> Table:
     labels = _labels(s)
     rows = (
         (
-            labels[p.width, p.quant], p.quant, f"{p.context:,}",
+            labels[p.width, p.quant], p.quant, state(s, p),
             *(f"{1e3 * (b.parts[k] - a.parts[k]):+.2f}".replace("-", "−") for k in PARTS),
             Num(f"{1e3 * (b.measured_s - a.measured_s):+.2f}".replace("-", "−"), "measured"),
         )
@@ -146,7 +146,7 @@ def why(s: Study) -> Table:
         (
             "against",
             "quantisation",
-            "context",
+            "state",
             "weights",
             "larger types",
             "blocks",
@@ -206,13 +206,16 @@ def zeroshot(s: Study) -> Table | None:
         known = [scores[k].value for k in shown if k in scores]
         mean = num(statistics.fmean(known), "measured") if len(known) == len(shown) else missing()
         rows.append((_judged(s, q), _removed(s, q.variant), q.quant, *cells, mean))
-    documents = {t.n_documents for _, scores in found for t in scores.values()} - {None}
+    documents = sorted({t.n_documents for _, scores in found for t in scores.values()} - {None})
+    asked = (
+        f", {' to '.join(str(n) for n in dict.fromkeys((documents[0], documents[-1])))} documents each"
+        if documents
+        else ""
+    )
     return Table(
         ("model", "removed", "quantisation", *(f"{task}, {metric}" for task, metric in shown), "mean"),
         tuple(rows),
-        f"lm-eval's tasks in each file's own runtime, {min(documents)} to {max(documents)} documents each; ± one standard error."
-        if documents
-        else "lm-eval's tasks in each file's own runtime; ± one standard error.",
+        f"lm-eval's tasks in each file's own runtime{asked}; ± one standard error.",
         "Zero-shot tasks",
     )
 
