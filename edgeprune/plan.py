@@ -100,9 +100,7 @@ class _Asked(NamedTuple):
     mode: str | None
 
 
-def _choose(
-    asked: _Asked, found: list[Candidate], wholes: list[Candidate], limits: Limits, budget: Budget
-) -> Plan:  # fmt: skip
+def _choose(asked: _Asked, found: list[Candidate], wholes: list[Candidate], limits: Limits, budget: Budget) -> Plan:
     spec, path = asked.spec, asked.path
     feasible = [c for c in found if limits.met(c)]
     best = min(feasible, key=lambda c: _order(c, budget.objective))

@@ -20,8 +20,8 @@ def test_what_plans_write_is_read_again():
     rng = random.Random(0)
     halves = kept_sublayers(whole(12))
     for _ in range(300):
-        kept = from_sublayers([h for h in halves if rng.random() < 0.6] or halves[:1])
-        assert without(describe_removed(kept, 12) or "", 12) == kept if kept != whole(12) else True
+        kept = from_sublayers(sorted(rng.sample(halves, rng.randrange(1, 24)), key=halves.index))
+        assert without(describe_removed(kept, 12), 12) == kept
 
 
 @pytest.mark.parametrize("text", ["3-5, 7; F8 A9", "layers 3-5, 7; F8 A9", "layer 3,4 5;7 f8 a9", "A3-5 F3-5 7 F8 A9"])

@@ -73,8 +73,7 @@ def verdicts(s: Study) -> Iterator[str]:
 def _damages(s: Study) -> Iterator[str]:
     """Of a real model, for each kind of width: how much more damage depth does at equal size, neither or both healed."""
     kl = {(q.variant, q.quant, q.healed): q.kl for q in s.qualities}
-    texts = _list(list(dict.fromkeys(q.text for q in s.qualities if q.text)))
-    judged = f"KL on {texts}" if texts else "KL"
+    judged = f"KL on {texts}" if (texts := _texts(s)) else "KL"
     for key, mine in _by_kind(s).items():
         found: dict[bool, str] = {}
         for healed in (False, True):
@@ -84,6 +83,10 @@ def _damages(s: Study) -> Iterator[str]:
         if False in found:
             more = f"; once both are healed {found[True]}" if True in found else ""
             yield f"At equal size depth leaves {found[False]} the damage of {_against(key)}{more} ({judged})."
+
+
+def _texts(s: Study) -> str:
+    return _list(list(dict.fromkeys(q.text for q in s.qualities if q.text)))
 
 
 def _times(ends: Sequence[float]) -> str:
@@ -155,6 +158,8 @@ def missing(s: Study) -> Iterator[str]:
         yield "Quality: the weights are random. Which removal hurts less is not said here, so neither is a verdict at equal quality."
     elif not any(q.tasks for q in s.qualities):
         yield "Zero-shot tasks: not asked for (--tasks)."
+    if texts := _texts(s):
+        yield f"Damage on other texts than {texts} (--text): they may rank models otherwise; widths do best on what they were fitted to."
     measured = {m.runtime for m in s.models}
     for runtime in ("llamacpp", "onnxruntime"):
         if runtime not in measured:
