@@ -145,7 +145,8 @@ def run(
         catalog.load("edgeprune.healers", name)
     if model is None:
         note(f"no MODEL named: using the built-in {models.BUILTIN}")
-    source = models.resolve(model or models.BUILTIN)
+    model = model or models.BUILTIN
+    source, public = models.resolve(model), folders.public_name(model)
     options = running.Options(
         metric=scoring.of_granularity(metric, granularity), effort=effort, through=through, calibration=tuple(calibration or ()),
         texts=tuple(text or ()), windows=windows, context=window, max_steps=max_steps, max_bytes=max_memory,
@@ -159,8 +160,8 @@ def run(
     note(f"run in {output}: {', '.join(steps)}")
     with progress() as tick:
         running.run(
-            source, models.inspect(source, model and folders.public_name(model)), profile, budget, output, options,
-            base_model=folders.public_name(model or models.BUILTIN), command=command_line(), say=note, progress=tick,
+            source, models.inspect(source, None if model == models.BUILTIN else public), profile, budget, output, options,
+            base_model=public, command=command_line(), say=note, progress=tick,
             scores=folders.read_record(scores, Scores) if scores else None,
         )  # fmt: skip
     made = reporting.build(output)
