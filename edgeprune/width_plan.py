@@ -88,15 +88,18 @@ def make_plan(
     )  # fmt: skip
 
 
-def check(method: str, ratio: float, rounding: int) -> None:
-    """Raises UsageError for an unknown method, and for numbers that no plan can be made for."""
-    catalog.load("edgeprune.widths", method)
+def check(method: str, ratio: float, rounding: int, spec: ModelSpec | None = None) -> None:
+    """Raises UsageError for an unknown method, and for numbers that no plan can be made for; of a method that rotates, whose
+    widths follow from the shape alone, also for what no width of the stream of `spec` comes near."""
+    module = catalog.load("edgeprune.widths", method)
     if not 0 <= ratio < 1:
         raise UsageError(
             f"--ratio {ratio:g}: a share of the blocks' parameters is meant, from 0 to less than 1, e.g. 0.2"
         )
     if rounding < 1:
         raise UsageError(f"--round {rounding}: widths can be multiples of 1 or more, e.g. 32")
+    if spec is not None and hasattr(module, "rotation"):
+        _hidden(spec, ratio, rounding)
 
 
 def sizes(spec: ModelSpec) -> dict[str, str]:

@@ -10,9 +10,10 @@ import pytest
 from edgeprune.blocks import whole
 from edgeprune.catalog import load, names
 from edgeprune.errors import UsageError
+from edgeprune.known_models import load as known
 from edgeprune.known_models import of_config
 from edgeprune.types import Block
-from edgeprune.width_plan import block_params, make_plan, params_left, ranges, ratio_of, sizes, to_ranges
+from edgeprune.width_plan import block_params, check, make_plan, params_left, ranges, ratio_of, sizes, to_ranges
 from edgeprune.widths._ratings import Ratings
 
 LLAMA_1B = dict(
@@ -159,3 +160,12 @@ def test_heads_stay_where_transformers_has_no_config_for_fewer():
     biased = make_plan(spec, "flap", ratings_of(spec), 0.4)
     assert widths(spec, plain)[0][0] == 3 and 2560 % (widths(spec, biased)[0][0] * 4) == 0
     assert sizes(spec)["groups"] == "5"
+
+
+def test_a_stream_that_comes_near_no_ratio_is_refused_before_anything_is_rated():
+    """Of SmolLM2's 576, in 32s: 416 and 384 are left at 16 and 24 %, and nothing between them."""
+    spec = known("smollm2-135m")
+    with pytest.raises(UsageError, match="nearest ratios are 0.159 or 0.244"):
+        check("slicegpt", 0.2, 32, spec)
+    for method, ratio in (("slicegpt", 0.244), ("flap", 0.2)):
+        check(method, ratio, 32, spec)

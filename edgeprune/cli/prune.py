@@ -74,8 +74,8 @@ def prune(
     from edgeprune import folders, width_plan
     from edgeprune import width as widths
 
-    width_plan.check(width, ratio, round_to)
     spec = models.inspect(path)
+    width_plan.check(width, ratio, round_to, spec)
     note(
         f"thinning {spec.name} by {width}: {ratio:.1%} of its blocks' parameters, {windows} windows of {window} tokens"
     )
