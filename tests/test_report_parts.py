@@ -105,13 +105,17 @@ def test_memory_is_that_of_the_hungriest_process_with_the_longest_cache(tmp_path
 
 def test_healing_shows_what_it_won_and_what_it_cost(tmp_path):
     folder = run_folder(tmp_path)
-    assert "Healing was not tried" in reporting.render_md(reporting.build(folder))
+    before = reporting.build(folder)
+    assert "Healing was not tried" in reporting.render_md(before) and before.headline.endswith(
+        ": heal before shipping."
+    )
     (folder / "healed").mkdir()
     (folder / "healed" / "healing.json").write_text(json.dumps(HEALING))
     report = reporting.build(folder)
     text = reporting.render_md(report)
     assert all(word in text for word in ("| 20 % ● |", "21,504 tokens", "61.2 s", "F12", "a paper"))
     assert "Healing was not tried" not in text and not any("records healing" in r for r in report.risks)
+    assert report.headline.endswith(": healing won back no more, weigh removing less before shipping.")
     (folder / "healed" / "healing.json").write_text(json.dumps(HEALING | {"text": TEXT}))
     assert any("also healed" in r for r in reporting.build(folder).risks)
     (folder / "healed" / "healing.json").write_text("{}")

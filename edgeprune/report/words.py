@@ -12,6 +12,11 @@ from edgeprune.units import show_bytes
 
 # Perplexity after / before, from which the headline speaks of it. Our own convention, printed with the report.
 NOTICEABLE, MUCH_WORSE, BROKEN = 1.05, 1.25, 10.0
+COSTS_MUCH = {
+    "whole": "quantisation alone costs that, weigh a larger one before shipping", "cut": "heal before shipping",
+    "healed": "healing won back no more, weigh removing less before shipping",
+}  # fmt: skip
+NO_LONGER_WORKS = {"whole": "quantise less", "cut": "remove less or heal", "healed": "remove less"}
 EQUAL = 0.10  # files whose sizes differ by less are called of equal bytes
 
 
@@ -65,15 +70,11 @@ def _quality_clause(report: Report) -> str:
         return f"; perplexity is {figure(found.after)}{where}, that of the whole model was not measured"
     change = f"from {figure(found.before)} to {figure(found.after)}{where}"
     joint = "and" if any(line.verdict == "missed" for line in report.verdict) else "but"
-    pruned = facts.removes(report.plan)
+    state = "whole" if not facts.removes(report.plan) else "healed" if report.healing else "cut"
     if found.ratio >= BROKEN:
-        advice = "remove less or heal" if pruned else "quantise less"
-        return f", {joint} perplexity rises {change}: this model no longer works, {advice}"
+        return f", {joint} perplexity rises {change}: this model no longer works, {NO_LONGER_WORKS[state]}"
     if found.ratio >= MUCH_WORSE:
-        advice = (
-            "heal before shipping" if pruned else "quantisation alone costs that, weigh a larger one before shipping"
-        )
-        return f", {joint} perplexity rises {change}: {advice}"
+        return f", {joint} perplexity rises {change}: {COSTS_MUCH[state]}"
     if found.ratio >= NOTICEABLE:
         return f"; perplexity rises {change}"
     return f"; perplexity holds, {change}"
