@@ -37,7 +37,7 @@ def make_plan(
     """
     if scores is not None:
         check_scores(spec, scores)
-    limits, path = Limits.of(budget, device), removal_path(spec, scores, blocks)
+    limits, path = Limits.of(budget, device), _path(spec, scores, blocks)
     tried, refused = candidates(spec, path, device, budget, mode)
     found = [c for c in tried if blocks in (None, c.blocks)]
     if not found:
@@ -59,7 +59,7 @@ def make_plan(
     raise InfeasibleBudget(finding.message, finding.nearest, plan)
 
 
-def removal_path(spec: ModelSpec, scores: Scores | None, blocks: Blocks | None = None) -> tuple[PathStep, ...]:
+def _path(spec: ModelSpec, scores: Scores | None, blocks: Blocks | None = None) -> tuple[PathStep, ...]:
     """The scores' path; of named blocks the whole model and these, with their damage where the scores know it."""
     path = scores.path if scores else (PathStep(blocks=whole(spec.n_blocks), kl=0.0, perplexity=None),)
     if blocks is None or blocks == path[0].blocks:

@@ -87,13 +87,12 @@ def plan(
             f"a plan is made for exact weights, and of {shape} only the shape is known; download it, score it, and "
             f"plan with --scores, or leave out --output"
         )
-    if shape and not remove:
-        profile = device_profile(device)
-        found = what_if(known_models.load(shape), profile, budget, mode, known_models.source(shape))
-        emit(found) if json else _show_plan.what_if(found, profile)
-        return
     spec, known = (known_models.load(shape), None) if shape else _spec_and_scores(model, scores)
     profile = device_profile(device)
+    if shape and not remove:
+        found = what_if(spec, profile, budget, mode, known_models.source(shape))
+        emit(found) if json else _show_plan.what_if(found, profile)
+        return
     made = planner.make_plan(spec, known, profile, budget, mode=mode, blocks=_without(remove, spec))
     if output:
         files.write_text(output, made.to_json(), force)

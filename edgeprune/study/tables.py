@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgeprune.evaluation import telling
 from edgeprune.report.doc import Table
@@ -207,11 +207,7 @@ def zeroshot(s: Study) -> Table | None:
         mean = num(statistics.fmean(known), "measured") if len(known) == len(shown) else missing()
         rows.append((_judged(s, q), _removed(s, q.variant), q.quant, *cells, mean))
     documents = sorted({t.n_documents for _, scores in found for t in scores.values()} - {None})
-    asked = (
-        f", {' to '.join(str(n) for n in dict.fromkeys((documents[0], documents[-1])))} documents each"
-        if documents
-        else ""
-    )
+    asked = f", {span([str(n) for n in documents])} documents each" if documents else ""
     return Table(
         ("model", "removed", "quantisation", *(f"{task}, {metric}" for task, metric in shown), "mean"),
         tuple(rows),
@@ -292,6 +288,11 @@ def signed(x: float) -> str:
 
 def basis(p: Projection) -> Kind:
     return "prior" if p.basis.startswith("prior") else "predicted"
+
+
+def span(ends: Sequence[str]) -> str:
+    """The first and the last, as one where they read alike."""
+    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
 
 
 def state(s: Study, p: Pair) -> str:

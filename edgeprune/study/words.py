@@ -9,7 +9,7 @@ from edgeprune.report.text import percent, runtime_name
 from edgeprune.study.explain import PARTS
 from edgeprune.study.figures import name
 from edgeprune.study.record import Pair, Study
-from edgeprune.study.tables import WHO, explained, gain, kind, model, signed, state
+from edgeprune.study.tables import WHO, explained, gain, kind, model, signed, span, state
 from edgeprune.study.verdict import MARGIN
 
 AGAINST = {
@@ -28,8 +28,8 @@ def headline(s: Study) -> str:
     for key, mine in _by_kind(s).items():
         side = next((w for w in ("depth", "width") if 2 * sum(p.winner == w for p in mine) > len(mine)), "")
         ends = sorted(p.measured.middle for p in mine)
-        spans = ends[0] < 1 < ends[-1] and side != ""  # the other side is ahead somewhere
-        told.setdefault((side, spans), []).append(f"{_against(key)} ({_span([signed(e) for e in ends])})")
+        mixed = side != "" and ends[0] < 1 < ends[-1]  # the other side is ahead somewhere
+        told.setdefault((side, mixed), []).append(f"{_against(key)} ({span([signed(e) for e in ends])})")
     said = {
         ("depth", False): "faster than {}", ("depth", True): "mostly faster than {}", ("width", False): "slower than {}",
         ("width", True): "mostly slower than {}", ("", False): "without a clear lead over {}",
@@ -90,11 +90,7 @@ def _texts(s: Study) -> str:
 
 
 def _times(ends: Sequence[float]) -> str:
-    return _span([f"{e:.2f}" for e in ends])
-
-
-def _span(ends: Sequence[str]) -> str:
-    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
+    return span([f"{e:.2f}" for e in ends])
 
 
 def lost(s: Study) -> Iterator[str]:
