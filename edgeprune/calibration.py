@@ -15,6 +15,7 @@ from edgeprune.errors import InputRejected, UsageError
 from edgeprune.types import ModelSpec, Text
 
 Split = Literal["calibration", "evaluation"]
+DEFAULT = Path("default")  # among files; one of that name is to be given by its whole path
 
 
 class Windows(NamedTuple):
@@ -63,15 +64,23 @@ def package_descriptions() -> str:
     return "\n\n".join(found)
 
 
-def read_texts(files: Sequence[Path], split: Split) -> list[tuple[str, str]]:
-    """(name, text) of each file in the order given, or of the default texts. Raises InputRejected."""
-    if not files and split == "evaluation":
+def _installed(split: Split) -> list[tuple[str, str]]:
+    if split == "evaluation":
         return [default_text("evaluation")]
-    if not files:
-        more = [("standard library source", library_source()), ("package descriptions", package_descriptions())]
-        return [default_text("calibration"), *((name, text) for name, text in more if text)]
+    more = [("standard library source", library_source()), ("package descriptions", package_descriptions())]
+    return [default_text("calibration"), *((name, text) for name, text in more if text)]
+
+
+def read_texts(files: Sequence[Path], split: Split) -> list[tuple[str, str]]:
+    """(name, text) of each file in the order given, or of the default texts, for which the word `default` stands too.
+
+    Raises InputRejected.
+    """
     found = []
-    for path in files:
+    for path in files or [DEFAULT]:
+        if path == DEFAULT:
+            found += _installed(split)
+            continue
         try:
             found.append((Path(path).name, Path(path).read_text(encoding="utf-8")))
         except OSError as e:

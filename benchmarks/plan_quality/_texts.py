@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 WIKITEXT = "wikitext2-raw-test.txt"
+WIKITEXT_VALIDATION = "wikitext2-valid-tokenised.txt"
 C4, WIKI, TECHNICAL = (f"calibration/{name}.txt" for name in ("c4", "wiki", "technical"))
 Files = tuple[Path, ...]  # none stands for Python's documentation, the half to judge by
 

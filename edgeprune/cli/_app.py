@@ -21,7 +21,7 @@ EXIT_CODES = (
 )
 # In which order --help lists them. A verb is a file of this folder; one that is not named here comes last.
 ORDER = (
-    "devices", "inspect", "score", "compare", "plan", "fit", "recipe", "prune", "heal", "export", "bench", "calibrate", "study",
+    "devices", "inspect", "sample", "score", "compare", "plan", "fit", "recipe", "prune", "heal", "export", "bench", "calibrate", "study",
     "evaluate", "chat", "report", "run",
 )  # fmt: skip
 _ALIKE: dict[str, Any] = {

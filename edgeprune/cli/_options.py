@@ -72,8 +72,8 @@ Context = Annotated[int, typer.Option(min=1, help="Context the KV cache is reser
 Quant = Annotated[str, typer.Option(help="A quantisation (Q8_0, Q4_K_M, int8, …) or 'auto'.")]
 Runtime = Annotated[str, typer.Option(help="llamacpp, onnxruntime or 'auto'.")]
 Mode = Annotated[str | None, typer.Option(help="Power mode of the device, as `edgeprune devices NAME` lists them.")]
-Texts = Annotated[list[Path] | None, typer.Option("--text", help="Evaluation text, UTF-8; repeatable. Default: half of CPython's help topics.")]  # fmt: skip  # noqa: E501
-Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="Calibration text, UTF-8; repeatable, read in turn. Default: the other half, Python source and package descriptions.")]  # fmt: skip  # noqa: E501
+Texts = Annotated[list[Path] | None, typer.Option("--text", help="Evaluation text, UTF-8; repeatable. Default, or the word default: half of CPython's help topics.")]  # fmt: skip  # noqa: E501
+Calibration = Annotated[list[Path] | None, typer.Option("--calibration", help="Calibration text, UTF-8; repeatable, read in turn. Default, or the word default beside files: the other half, Python source and package descriptions.")]  # fmt: skip  # noqa: E501
 Windows = Annotated[int, typer.Option(min=1, help="Windows of text to read.")]
 Window = Annotated[int, typer.Option("--window", min=8, help="Tokens per window.")]
 Metric = Annotated[

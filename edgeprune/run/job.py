@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from edgeprune import __version__, model
 from edgeprune.behaviour.tasks import Asked
+from edgeprune.calibration import DEFAULT
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.files import check_sums, sha256_tree, write_text
 from edgeprune.training.pace import Budget
@@ -94,7 +95,7 @@ def claim(out: Path) -> None:
 
 
 def shas(files: Sequence[Path]) -> list[str]:
-    return [sha256_tree(model.resolve(str(p))) for p in files]
+    return [str(p) if p == DEFAULT else sha256_tree(model.resolve(str(p))) for p in files]
 
 
 def write(path: Path, record: Record) -> None:
