@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from edgeprune import own_text, torch_model
@@ -97,3 +100,26 @@ def test_scores_by_the_default_texts_and_ones_own(tiny_folder, tmp_path, call):
     assert done.returncode == 0, done.stderr
     text = json.loads(done.stdout)["text"]
     assert text["name"].endswith("package descriptions, own.txt") and len(text["parts"]) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(tiny_folder, tmp_path, call):
+    folder, one, two = tiny_folder("llama"), tmp_path / "one.txt", tmp_path / "two.txt"
+    asked = ("--texts", 40, "--window", 16)
+    assert call("sample", folder, "-o", one, *asked).returncode == 0
+    launched = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "edgeprune.cli",
+    ]
+    done = subprocess.run(
+        [*launched, *map(str, ("sample", folder, "-o", two, *asked))], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
+    assert two.read_bytes() == one.read_bytes()
