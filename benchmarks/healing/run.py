@@ -25,7 +25,8 @@ import _page  # noqa: E402
 import _texts  # noqa: E402
 
 HERE = Path(__file__).parent
-METHODS = ("refit", "replaceme", "replaceme_cosine")
+OWN_TEXTS = 48
+METHODS = ("refit", "replaceme")  # replaceme_cosine takes long
 
 
 def say(text: str) -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--remove", default="3,6,9", help="blocks")
     parser.add_argument("--paths", default="ours,cosine_span", help="ours, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--windows", default="6,18,54", help="of calibration text")
+    parser.add_argument("--windows", default="24,48,96", help="of calibration text")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--redraw", action="store_true", help="README.md again from results.json")
     args = parser.parse_args()
@@ -58,9 +59,9 @@ def options(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
     parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
-    parser.add_argument("--eval-windows", type=int, default=6, help="of each text")
+    parser.add_argument("--eval-windows", type=int, default=8, help="of each text")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--calibration", type=Path, nargs="+", help="default: what is installed, and wiki.txt")
+    parser.add_argument("--calibration", type=Path, nargs="+", help="default: see `texts`")
     parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")
     parser.add_argument("-o", "--output", type=Path, default=HERE, help="folder for the results")
     return parser
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
 
     folder = args.model or _texts.builtin_model(temporary)
     spec, tok = models.inspect(folder), tokenizer(folder)
-    calibration, judges = texts(args, temporary)
+    calibration, judges = texts(args, folder, temporary)
     readings = [
         windows(
             lambda s: tok.encode(s, add_special_tokens=False), [path], split="evaluation", n_windows=args.eval_windows,
@@ -167,23 +168,40 @@ def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path |
     return next(b for b in lists if len(removed_sublayers(b, spec.n_blocks)) == 2 * remove)
 
 
-def texts(args: argparse.Namespace, temporary: Path) -> tuple[Sequence[Path], list[Path]]:
-    """(to heal by, to judge by). By default it heals by what is installed with edgeprune and by Wikipedia, and judges by
-    WikiText-2, C4 and a technical text; the last two are of kinds that nothing was fitted to."""
+def texts(args: argparse.Namespace, model: Path, folder: Path) -> tuple[Sequence[Path], list[Path]]:
+    """(to heal by, to judge by). By default it heals by what is installed with edgeprune, what the model writes itself, Wikipedia
+    and the validation part of WikiText-2, and judges by WikiText-2's test part, C4 and a technical text; the last two are
+    of kinds that nothing was fitted to."""
     from edgeprune.calibration import read_texts
 
-    there = [args.data / name for name in (_texts.WIKITEXT, _texts.C4, _texts.TECHNICAL)]
-    judges = args.text or [path for path in there if path.is_file()]
+    judges = args.text or _there(args.data, _texts.WIKITEXT, _texts.C4, _texts.TECHNICAL)
     if not judges:
         raise SystemExit(f"{args.data} has none of the texts to judge by; name some with --text")
     if args.calibration:
         return args.calibration, judges
     out = []
     for name, text in read_texts([], "calibration"):
-        out.append(temporary / f"{name}.txt")
+        out.append(folder / f"{name}.txt")
         out[-1].write_text(text, encoding="utf-8")
-    wiki = args.data / _texts.WIKI
-    return [*out, *([wiki] if wiki.is_file() else [])], judges
+    return [*out, _own(model, folder), *_there(args.data, _texts.WIKI, _texts.WIKITEXT_VALIDATION)], judges
+
+
+def _there(data: Path, *names: str) -> list[Path]:
+    return [data / name for name in names if (data / name).is_file()]
+
+
+def _own(model: Path, folder: Path) -> Path:
+    """What the model writes itself."""
+    from edgeprune import model as models
+    from edgeprune import own_text
+    from edgeprune.work import Work
+
+    out = folder / "own text.txt"
+    if not out.exists():
+        say("the model writes text to heal by")
+        own = own_text.write(model, models.inspect(model), n_texts=OWN_TEXTS, context_tokens=512, work=Work())
+        out.write_text(own.text, encoding="utf-8")
+    return out
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Healing by training beside healing in closed form, on one cut: quality, zero-shot accuracy, bytes, decode speed, time.
 
-    python benchmarks/healing/trained.py [--model FOLDER] [--data FOLDER] [--tokens 20000]
+    python benchmarks/healing/trained.py [--model FOLDER] [--data FOLDER] [--tokens 80000]
 
 Every method is the command a user types: prune, heal (one after the other where a method is written a+b), evaluate, export,
 bench. Writes trained.json, from which run.py --redraw makes its part of README.md. With --folder it goes on where it was
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--path", default="ours", help="ours, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--remove", type=int, default=6, help="blocks")
     parser.add_argument("--methods", default=CHAINS, help="a+b: b on what a healed")
-    parser.add_argument("--tokens", type=int, default=20_000, help="to train on")
-    parser.add_argument("--windows", type=int, default=160, help="of calibration text, to solve by")
+    parser.add_argument("--tokens", type=int, default=80_000, help="to train on")
+    parser.add_argument("--windows", type=int, default=96, help="of calibration text, to solve by")
     parser.add_argument("--limit", type=int, default=50, help="documents of each zero-shot set; 0: none")
     parser.add_argument("--asked", default="whole,cut,refit,refit+distill", help="who is asked them")
     parser.add_argument("--quant", default="Q4_0", help="to time and weigh")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not whole.exists():
         _texts.builtin_model(folder)
     spec = models.inspect(whole)
-    calibration, judges = closed.texts(args, folder)
+    calibration, judges = closed.texts(args, whole, folder)
     blocks = cut(args, whole, spec, calibration, folder)
     chains = args.methods.split(",")
     rows = {name: {"method": name} for name in ("whole", "cut", *chains)}
