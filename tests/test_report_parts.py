@@ -41,6 +41,15 @@ def test_fewer_bits_at_equal_bytes_is_told_as_it_is(tmp_path, size, kl, mb, word
     assert not any("equal bytes" in text for text in report.not_measured)
 
 
+@pytest.mark.parametrize(("most", "words"), [(130_305_000, "meets"), (130_304_999, "misses")])
+def test_fewer_bits_are_held_against_a_limit_on_the_file(tmp_path, most, words):
+    records = with_fewer_bits(130_305_000, 1.5, 140)
+    planned = plan()
+    planned["budget"]["max_file_bytes"] = most
+    said = reporting.render_md(reporting.build(run_folder(tmp_path, **records | {"plan": planned})))
+    assert said.count(f"With 130 MB (124 MiB) of file it {words} the limit of 130 MB (124 MiB).") == 2
+
+
 def test_a_run_without_fewer_bits_says_so(tmp_path):
     report = reporting.build(run_folder(tmp_path))
     row = facts.planned_row(facts.rows(report))

@@ -103,6 +103,10 @@ def equal_bytes(table: list[Row]) -> str | None:
     if limit is not None and other.process:
         full = other.process.memory_bytes + budget.missing_cache_bytes(other)
         said += f" With {show_bytes(full)} of memory it {'meets' if full <= limit else 'misses'} the limit."
+    most = row.plan.budget.max_file_bytes
+    if most is not None:
+        meets = "meets" if other.artifact.bytes <= most else "misses"
+        said += f" With {show_bytes(other.artifact.bytes)} of file it {meets} the limit of {show_bytes(most)}."
     return said
 
 
