@@ -79,9 +79,11 @@ def make_gguf(g: Geometry, quant: str, out: Path, *, mixed: bool = False) -> Non
     if named is not None:
         writer.add_file_type(named)
     tensors: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (g.vocab, g.hidden))]
-    tensors += [("output_norm.weight", (g.hidden,))] + ([] if g.tied else [("output.weight", (g.vocab, g.hidden))])
+    tensors += [] if g.tied else [("output.weight", (g.vocab, g.hidden))]
     for i in range(g.n_blocks):
         tensors += [(f"blk.{i}.{role}", shape) for role, shape in block_shapes(g).items()]
+    # Last, as converters write it: llama.cpp unmaps what comes after the last tensor that it did not copy for the processor.
+    tensors.append(("output_norm.weight", (g.hidden,)))
     tiles: dict[tuple[str, int], Any] = {}
     for n, (name, shape) in enumerate(tensors):
         if len(shape) == 1:
