@@ -26,7 +26,7 @@ from edgeprune.healers._trainee import place_of
 from edgeprune.healing import Healed, Healing, Trial, Won, won
 from edgeprune.prune import read_provenance
 from edgeprune.score import check_finite, package_versions
-from edgeprune.torch_model import fast_dtype, load, load_thinner, tokenizer
+from edgeprune.torch_model import dtype_of, load, load_thinner, tokenizer
 from edgeprune.training.pace import Budget
 from edgeprune.training.retrain import retrain
 from edgeprune.types import ModelSpec, six
@@ -119,7 +119,7 @@ def solve(
             "`edgeprune prune` made of the whole model"
         )
     text, kinds = read_kinds(tokenizer(job.base), job.spec, files, avoid, n_windows, context_tokens)
-    whole = load(job.base, dtype=(fast_dtype() if precision == "auto" else precision), max_bytes=max_bytes)
+    whole = load(job.base, dtype=dtype_of(precision), max_bytes=max_bytes)
     check_finite(whole, job.spec)
     thinner = _thinner(job, whole, max_bytes) if isinstance(job.plan, Widths) else None
     room(whole, kinds, len(healer.SCOPES), max_bytes, thinner)

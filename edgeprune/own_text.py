@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from edgeprune.errors import InputRejected
 from edgeprune.score import check_finite
-from edgeprune.torch_model import fast_dtype, load, tokenizer
+from edgeprune.torch_model import dtype_of, load, tokenizer
 from edgeprune.types import ModelSpec
 from edgeprune.work import Work
 
@@ -39,7 +39,7 @@ def write(
         raise InputRejected(
             f"{spec.name} has no token that begins or ends a text; name files with --calibration instead"
         )
-    model = load(folder, dtype=fast_dtype() if precision == "auto" else precision, max_bytes=work.max_bytes)
+    model = load(folder, dtype=dtype_of(precision), max_bytes=work.max_bytes)
     check_finite(model, spec)
     at_once = [min(TOGETHER, n_texts - i) for i in range(0, n_texts, TOGETHER)]
     written: list[list[int]] = []

@@ -38,6 +38,11 @@ def fast_dtype() -> str | None:
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("arm_bf16") else None
 
 
+def dtype_of(precision: str) -> str | None:
+    """The type that --precision names; "auto" is the fastest here."""
+    return fast_dtype() if precision == "auto" else precision
+
+
 def load(folder: Path, on: str | None = None, dtype: str | None = None, max_bytes: int | None = None) -> Any:
     """The causal LM of a transformers folder, in eval mode, in `dtype`: else float32 on a CPU, its stored type on CUDA.
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
     from edgeprune.calibration import windows
     from edgeprune.catalog import load
     from edgeprune.run import environment
-    from edgeprune.torch_model import fast_dtype, tokenizer
+    from edgeprune.torch_model import dtype_of, tokenizer
     from edgeprune.torch_model import load as load_model
 
     folder = args.model or _texts.builtin_model(temporary)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
         for path in judges
     ]  # fmt: skip
     judging = [closed_form.Kind(r.text.name, [], r.windows) for r in readings]
-    whole = load_model(folder, dtype=fast_dtype() if args.precision == "auto" else args.precision)
+    whole = load_model(folder, dtype=dtype_of(args.precision))
     done = args.output / "results.json"
     results: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"rows": []}
     results |= {

@@ -81,7 +81,7 @@ def on_the_model(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="search-speed-") as temporary:
         folder = args.model or builtin_model(Path(temporary))
         spec, tok = models.inspect(folder), torch_model.tokenizer(folder)
-        m = torch_model.load(folder, dtype=torch_model.fast_dtype() if args.precision == "auto" else args.precision)
+        m = torch_model.load(folder, dtype=torch_model.dtype_of(args.precision))
     text = calibration.windows(
         lambda s: tok.encode(s, add_special_tokens=False), args.text, split="calibration", n_windows=args.windows,
         context_tokens=args.context,

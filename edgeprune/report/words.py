@@ -102,12 +102,16 @@ def equal_bytes(table: list[Row]) -> str | None:
     limit = row.plan.memory_limit_bytes
     if limit is not None and other.process:
         full = other.process.memory_bytes + budget.missing_cache_bytes(other)
-        said += f" With {show_bytes(full)} of memory it {'meets' if full <= limit else 'misses'} the limit."
+        said += f" With {show_bytes(full)} of memory it {_meets(full, limit)} the limit."
     most = row.plan.budget.max_file_bytes
     if most is not None:
-        meets = "meets" if other.artifact.bytes <= most else "misses"
-        said += f" With {show_bytes(other.artifact.bytes)} of file it {meets} the limit of {show_bytes(most)}."
+        file = other.artifact.bytes
+        said += f" With {show_bytes(file)} of file it {_meets(file, most)} the limit of {show_bytes(most)}."
     return said
+
+
+def _meets(n_bytes: int, limit: int) -> str:
+    return "meets" if n_bytes <= limit else "misses"
 
 
 def _against(other: Row, row: Row) -> str:

@@ -26,7 +26,7 @@ from edgeprune.healed_folder import Job, earlier, give_back, with_more, write
 from edgeprune.healers._trainee import Cut, Recipe, Trainee, own_blocks
 from edgeprune.healing import Healed, Healing, Look, Trained, Won, won
 from edgeprune.score import check_finite, package_versions
-from edgeprune.torch_model import fast_dtype, load, memory_errors, tokenizer, view
+from edgeprune.torch_model import dtype_of, load, memory_errors, tokenizer, view
 from edgeprune.training.batches import as_batch
 from edgeprune.training.device import all_here, mixed_in, room, settle
 from edgeprune.training.loop import train
@@ -55,7 +55,7 @@ def retrain(
     recipe, asked = settings(healer, method, options)
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision} can't be trained in; take {', '.join(PRECISIONS)}")
-    dtype = (fast_dtype() or "float32") if precision == "auto" else precision
+    dtype = dtype_of(precision) or "float32"
     plan, blocks = job.plan, job.plan.blocks
     if hasattr(healer, "given_back"):
         blocks = healer.given_back(blocks, plan.n_blocks_whole, asked)
