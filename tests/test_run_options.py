@@ -99,3 +99,19 @@ def test_a_report_tells_accuracy_before_after_the_cut_and_after_healing(tiny_fol
     alone = scored(out / "healed", tasks=("choice",), include=include, limit=5, context_tokens=128, precise=False)
     assert told["healed"] == alone and alone.scores[0].n_documents == 5
     assert "Tasks" in (out / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_chooses_by_what_is_left_after_healing_as_score_does(tiny_folder, tmp_path, call):
+    source = tiny_folder("llama")
+    asked = ["--after-heal", "refit", "--windows", 6, "--window", 32, "--max-steps", 2]
+    done = call("score", source, "-o", tmp_path / "scores.json", *asked)
+    assert done.returncode == 0, done.stderr
+    run = ["run", source, "-o", tmp_path / "out", "--device", "rpi5", "--context", 128, "--no-baseline"]
+    done = call(*run, *asked, "--export", "gguf:Q8_0", "--depth", 0)
+    assert done.returncode == 0, done.stderr
+    alone, within = (
+        Scores.from_json(f.read_text()) for f in (tmp_path / "scores.json", tmp_path / "out" / "scores.json")
+    )
+    assert within.path == alone.path
+    assert within.source == alone.source and "healing by refit" in alone.source

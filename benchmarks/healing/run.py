@@ -59,7 +59,7 @@ def options(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
     parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
-    parser.add_argument("--eval-windows", type=int, default=8, help="of each text")
+    parser.add_argument("--eval-windows", type=int, default=40, help="of each text")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--calibration", type=Path, nargs="+", help="default: see `texts`")
     parser.add_argument("--text", type=Path, nargs="+", help="to judge by; the first is the headline's")

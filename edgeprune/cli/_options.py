@@ -81,6 +81,7 @@ Metric = Annotated[
 ]
 Protect = Annotated[Any, typer.Option(parser=_ends, metavar="FIRST,LAST", help="Blocks at the start and the end never to remove, e.g. 4,2; for metrics that rate blocks.")]  # fmt: skip  # noqa: E501
 Effort = Annotated[int, typer.Option(min=0, help="Of our searches: 0 greedy; 1 also goes back over it; more also carries that many on at every step.")]  # fmt: skip  # noqa: E501
+AfterHeal = Annotated[str | None, typer.Option(help="Of the best cuts of each size choose by the damage left after healing so: refit, replaceme.")]  # fmt: skip  # noqa: E501
 Precision = Annotated[str, typer.Option(help="Type of the weights while removals are chosen: float32, bfloat16 or 'auto', the fastest here.")]  # fmt: skip  # noqa: E501
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Longest removal path. Default: a third of the blocks.")]
 Granularity = Annotated[str, typer.Option(help="What a search may cut: portable (whole layers and seams), aligned (whole layers) or sublayer.")]  # fmt: skip  # noqa: E501

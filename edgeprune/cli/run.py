@@ -9,6 +9,7 @@ import typer
 
 from edgeprune.cli._app import budget_of, command_line, device_profile, verb
 from edgeprune.cli._options import (
+    AfterHeal,
     Calibration,
     Context,
     Device,
@@ -73,6 +74,7 @@ def run(
     scores: Annotated[Path | None, typer.Option(help="From `edgeprune score`; else scored here.")] = None,
     metric: Metric = "kl_search",
     effort: Effort = 1,
+    after_heal: AfterHeal = None,
     calibration: Calibration = None,
     text: Texts = None,
     windows: Windows = 8,
@@ -148,8 +150,9 @@ def run(
     model = model or models.BUILTIN
     source, public = models.resolve(model), folders.public_name(model)
     options = running.Options(
-        metric=scoring.of_granularity(metric, granularity), effort=effort, through=through, calibration=tuple(calibration or ()),
-        texts=tuple(text or ()), windows=windows, context=window, max_steps=max_steps, max_bytes=max_memory,
+        metric=scoring.of_granularity(metric, granularity), effort=effort, after_heal=after_heal, through=through,
+        calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
+        max_steps=max_steps, max_bytes=max_memory,
         exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode, heal=healers,
         budget=healing.Budget(tokens, minutes) if tokens or minutes else None, settings=pairs(settings),
         depths=None if depth is None else tuple(depth),

@@ -11,6 +11,7 @@ import typer
 from edgeprune.cli import _show
 from edgeprune.cli._app import verb
 from edgeprune.cli._options import (
+    AfterHeal,
     Calibration,
     Effort,
     Force,
@@ -42,12 +43,7 @@ def score(
     granularity: Granularity = "portable",
     protect: Protect = "0,0",
     effort: Effort = 1,
-    after_heal: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the best cuts of each size choose by the damage left after healing so: refit, replaceme."
-        ),
-    ] = None,
+    after_heal: AfterHeal = None,
     precision: Precision = "auto",
     max_memory: Memory = None,
     through: Through = "auto",

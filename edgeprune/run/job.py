@@ -23,6 +23,7 @@ DEFAULT_EXPORTS = ("gguf:Q8_0", "gguf:Q4_K_M", "onnx:int8", "onnx:int4-mixed")
 class Options(NamedTuple):
     metric: str = "kl_search"
     effort: int = 1
+    after_heal: str | None = None
     through: str = "auto"
     calibration: tuple[Path, ...] = ()
     texts: tuple[Path, ...] = ()
