@@ -18,7 +18,8 @@ The commands that a user types: `prune`, `heal` (a+b: b trains what a healed), `
 {table}
 
 Perplexity, and in brackets the part of the cut's damage in log perplexity that is won back. Time is of healing, here, all steps.
-Bytes and decode speed of {quant} in llama.cpp: median of repetitions.
+Bytes and decode speed of {quant} in llama.cpp: median of repetitions. "Left alone": what training gave was worse on a text held
+aside, so what it began from was kept. {note}
 """
 
 ASKED = """
@@ -36,7 +37,9 @@ def section(found: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(names) + " | KL | minutes | bytes | decode, tokens/s |"]
     lines.append("|---|" + "---|" * (len(names) + 4))
     for name, row in rows.items():
-        cells = [name, *(_quality(q, cut) for q, cut in zip(row["quality"], rows["cut"]["quality"], strict=True))]
+        left = "healing" in row and not row["healing"][-1]["changed"]  # what it gave was worse on some text held aside
+        cells = [f"{name}: left alone" if left else name]
+        cells += (_quality(q, cut) for q, cut in zip(row["quality"], rows["cut"]["quality"], strict=True))
         cells.append(
             " / ".join("–" if q["kl"] is None or name == "whole" else f"{q['kl']:.3f}" for q in row["quality"])
         )
@@ -44,7 +47,9 @@ def section(found: dict[str, Any]) -> str:
         cells += [f"{row['bytes'] / 1e6:.1f} MB", f"{statistics.median(row['decode_tok_per_s']):.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in found["texts"])
-    text = TEXT.format(**found | {"texts": texts, "table": "\n".join(lines), "tokens": _tokens(rows)})
+    text = TEXT.format(
+        **found | {"texts": texts, "table": "\n".join(lines), "tokens": _tokens(rows), "note": found.get("note", "")}
+    )
     asked = {name: _by_task(row["tasks"]) for name, row in rows.items() if "tasks" in row}
     return text + (ASKED.format(limit=found["limit"], table=_tasks(asked)) if asked else "")
 

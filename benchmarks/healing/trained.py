@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="documents of each zero-shot set; 0: none")
     parser.add_argument("--asked", default="whole,cut,refit,refit+distill", help="who is asked them")
     parser.add_argument("--quant", default="Q4_0", help="to time and weigh")
+    parser.add_argument("--note", default="", help="to stand below the table, such as what else ran beside")
     parser.add_argument("--folder", type=Path, help="for the models; they stay, and are taken up")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "model": spec.name, "removed": describe_removed(blocks, spec.n_blocks), "path": args.path, "blocks": args.remove,
         "texts": [{"name": q["text"]["name"], "windows": q["windows"]} for q in rows["cut"]["quality"]],
-        "quant": args.quant, "limit": args.limit, "rows": [*rows.values()],
+        "quant": args.quant, "note": args.note, "limit": args.limit, "rows": [*rows.values()],
         "machine": {"host": read_facts(), "versions": environment()},
     }  # fmt: skip
 
