@@ -202,9 +202,10 @@ def of_granularity(metric: str, granularity: str) -> str:
     return name
 
 
-def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str, for_torch: bool = False) -> bool:
+def in_llamacpp(spec: ModelSpec, path: Path, method: Method, through: str, for_torch: bool = False) -> bool:
     """Whether to score in llama.cpp. "auto": a .gguf, by metrics that run it once or once per block, or of a family that
-    torch is not known to run here. Raises UsageError for what can't be; `for_torch`: something was asked that only torch has."""
+    torch is not known to run here. Raises UsageError for what can't be; `for_torch`: something beside the method was asked that
+    only torch has."""
     gguf, known = path.suffix == ".gguf", spec.family in catalog.names("edgeprune.families")
     if through not in ("auto", "torch", "llamacpp"):
         raise UsageError(f"--through {through}: torch, llamacpp or auto")
@@ -214,8 +215,8 @@ def in_llamacpp(spec: ModelSpec, path: Path, metric: str, through: str, for_torc
         )
     if through == "torch" and not known:
         raise UsageError(f"{spec.family} models are read from GGUF and stay there; score it --through llamacpp")
-    chosen = gguf and (through == "llamacpp" or not known or (through == "auto" and metric in QUICK_IN_LLAMACPP))
-    if chosen and for_torch:
+    chosen = gguf and (through == "llamacpp" or not known or (through == "auto" and method.metric in QUICK_IN_LLAMACPP))
+    if chosen and (for_torch or method.after_heal):
         raise UsageError(
             "--max-memory, --precision and --after-heal are for torch, and llama.cpp scores this: it maps the file and computes"
             " in its types; leave them out, or say --through torch"

@@ -152,8 +152,8 @@ def run(
     options = running.Options(
         metric=scoring.of_granularity(metric, granularity), effort=effort, after_heal=after_heal, through=through,
         calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
-        max_steps=max_steps, max_bytes=max_memory,
-        exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline, mode=mode, heal=healers,
+        max_steps=max_steps, max_bytes=max_memory, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline,
+        mode=mode, heal=healers,
         budget=healing.Budget(tokens, minutes) if tokens or minutes else None, settings=pairs(settings),
         depths=None if depth is None else tuple(depth),
         asked=Asked(names(tasks), task_data, include_path, limit, num_fewshot, generate=generate),

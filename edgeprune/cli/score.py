@@ -64,8 +64,8 @@ def score(
     spec = models.inspect(path)
     method = scoring.Method(metric, max_steps or scoring.default_steps(spec.n_blocks), protect, effort, after_heal)
     scoring.check_method(method)
-    for_torch = max_memory is not None or precision != "auto" or after_heal is not None
-    in_llamacpp = scoring.in_llamacpp(spec, path, metric, through, for_torch)
+    for_torch = max_memory is not None or precision != "auto"
+    in_llamacpp = scoring.in_llamacpp(spec, path, method, through, for_torch)
     note(
         f"scoring {spec.name} in {'llama.cpp' if in_llamacpp else 'torch'}: {metric}, {method.max_steps} steps, up to"
         f" {windows} windows of {window} tokens; when stopped, the same command goes on from there"

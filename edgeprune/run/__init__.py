@@ -79,8 +79,7 @@ def _score(source: Path, job: Job) -> Scores:
     options, path, log = job.options, job.out / "scores.json", job.out / ".scores.progress"
     steps = options.max_steps or score.default_steps(job.spec.n_blocks)
     method = score.Method(options.metric, steps, effort=options.effort, after_heal=options.after_heal)
-    for_torch = options.max_bytes is not None or options.after_heal is not None
-    through = score.in_llamacpp(job.spec, source, options.metric, options.through, for_torch)
+    through = score.in_llamacpp(job.spec, source, method, options.through, options.max_bytes is not None)
 
     def work() -> None:
         asked = dict(files=options.calibration, n_windows=options.windows, context_tokens=options.context)
@@ -94,6 +93,7 @@ def _score(source: Path, job: Job) -> Scores:
         log.unlink(missing_ok=True)
 
     inputs = [job.spec.fingerprint, options.metric, options.effort, steps, options.windows, options.context]
-    inputs += [shas(options.calibration), *(["llamacpp"] if through else []), *filter(None, [options.after_heal])]
+    inputs += [shas(options.calibration), *(["llamacpp"] if through else [])]
+    inputs += [options.after_heal] if options.after_heal else []
     job.journal.step("score", inputs, [path], work)
     return Scores.from_json(path.read_text())
