@@ -246,6 +246,38 @@ def test_interrupted(smollm2_gguf, tmp_path, sent, code):
     assert "Traceback" not in stderr and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_where_python_drops_exceptions(sent, code):
+    """A signal that comes while an object is being finalised."""
+    script = f"""
+import os, sys, time, typer
+from edgeprune.cli._terminal import guarded
+
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), {int(sent)})
+        time.sleep(0.1)
+
+def verb():
+    Closing()
+    time.sleep(30)
+
+try:
+    guarded(verb)()
+except typer.Exit as e:
+    sys.exit(e.exit_code)
+"""
+    r = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert r.returncode == code, r.stderr
+    assert "ignored" not in r.stderr and "Traceback" not in r.stderr
+
+
 def test_huge_headers_are_read_fast_and_lean(tmp_path):
     """A sparse 80-layer checkpoint of 139 GB: inspect in under 2 s of processor time and 300 MB."""
     d, ff, kv, vocab, n = 8192, 28672, 1024, 128256, 80

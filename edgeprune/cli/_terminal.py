@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -112,6 +113,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def inner(*args: Any, **kwargs: Any) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        sys.unraisablehook = _unraisable
         started = time.monotonic()
         try:
             return verb(*args, **kwargs)
@@ -183,3 +185,14 @@ def _fail(text: str, code: int, e: BaseException) -> typer.Exit:
 
 def _terminate(_signum: int, _frame: Any) -> None:
     raise SystemExit(TERMINATED)
+
+
+def _unraisable(ignored: Any) -> None:
+    """Where Python drops an exception, in a finaliser or a callback from C, a signal's must not be lost: it is sent again."""
+    of_signal = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(ignored.exc_type)
+    if of_signal is None:
+        sys.__unraisablehook__(ignored)
+        return
+    again = threading.Timer(0.01, os.kill, (os.getpid(), of_signal))
+    again.daemon = True
+    again.start()
