@@ -22,7 +22,7 @@ from edgeprune.work import Work
 
 def check(method: str) -> None:
     """Raises UsageError for an unknown healer, or one that takes too long to be tried on many cuts."""
-    if not hasattr(catalog.load("edgeprune.healers", method), "solve"):
+    if not hasattr(catalog.load("edgeprune.healers", method), "SCOPES"):
         raise UsageError(
             f"--after-heal {method}: that one is trained; name one that is solved in closed form, such as refit"
         )

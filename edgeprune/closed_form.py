@@ -19,7 +19,7 @@ from edgeprune.blocks import kept_sublayers
 from edgeprune.checkpoint import Checkpoint
 from edgeprune.divergence import compare
 from edgeprune.errors import InputRejected, OutOfResources
-from edgeprune.healers._moments import Seen
+from edgeprune.healers._moments import Scope, Seen
 from edgeprune.metrics._halves import Half, all_halves, entrance, halves, head, run_device
 from edgeprune.metrics._weights import at_hand
 from edgeprune.torch_model import free_bytes
@@ -44,8 +44,6 @@ class Change(NamedTuple):
 
     half: Half
     delta: torch.Tensor
-    strength: float | None
-    left_out: float | None
 
 
 class Attempt(NamedTuple):
@@ -137,8 +135,8 @@ def of_kinds(found: Attempts, chosen: Sequence[int]) -> Attempts:
 class _Version:
     """The pruned stream of one scope. None while it is still the whole model's."""
 
-    def __init__(self, scope: str, share: Callable[[bool], float], solve: Any, first: int):
-        self.scope, self.share, self.solve = scope, share, solve
+    def __init__(self, name: str, scope: Scope, first: int):
+        self.name, self.scope = name, scope
         self.first = first  # of all windows, it carries those from this on
         self.stream: torch.Tensor | None = None
         self.changes: list[Change] = []
@@ -177,8 +175,8 @@ class _Walk:
         self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
         family = families.for_model_type(model.config.model_type)
         self.scale = family.decoder(model.config.to_dict()).residual_scale
-        self.cut = _Version("", lambda before_cut: 0.0, None, sum(self.spans))
-        tried = [(name, share, healer.solve) for healer in healers for name, share in healer.SCOPES.items()]
+        self.cut = _Version("", Scope(lambda seen, weight: None, lambda before_cut: 0.0), sum(self.spans))
+        tried = [each for healer in healers for each in healer.SCOPES.items()]
         self.versions = [self.cut, *(_Version(*each, 0) for each in tried)]
 
     def through(self, kept: Sequence[Half], progress: Callable[[int, int], None]) -> torch.Tensor:
@@ -213,7 +211,7 @@ class _Walk:
                 version.stream = whole[version.first :]
 
     def _step(self, version: _Version, at: _Sublayer, kwargs: dict[str, Any], cut: bool) -> None:
-        share = version.share(cut)
+        share = version.scope.share(cut)
         if not share:
             version.stream = at.run(version.stream, **kwargs)
             return
@@ -234,11 +232,11 @@ class _Walk:
                 continue
             half, inputs, weight, share = version.waiting
             version.waiting = None
-            solution = version.solve(self._seen(inputs, version.stream, target), weight)
-            if solution is None:
+            solved = version.scope.solve(self._seen(inputs, version.stream, target), weight)
+            if solved is None:
                 continue
-            delta = share * solution.delta.to(inputs.device).float()
-            version.changes.append(Change(half, *solution._replace(delta=delta.cpu())))
+            delta = share * solved.to(inputs.device).float()
+            version.changes.append(Change(half, delta.cpu()))
             more = [stream + self.scale * (f.float() @ delta) for stream, f in zip(version.stream, inputs, strict=True)]
             version.stream = torch.stack([m.to(version.stream.dtype) for m in more])
 
@@ -272,13 +270,13 @@ def _judged(model: Any, kinds: Sequence[Kind], whole: torch.Tensor, walk: _Walk)
                 found = compare(logp, head(model)(version.stream[at : at + 1]), tokens)
                 if not math.isfinite(found.kl + found.nll):
                     raise InputRejected(
-                        f"{version.scope or 'the cut model'} gives logits that are not finite; prune again"
+                        f"{version.name or 'the cut model'} gives logits that are not finite; prune again"
                     )
                 sums[v][k][0] += found.kl / n_tokens[k]
                 sums[v][k][1] += found.nll / n_tokens[k]
             loss_whole[k] += found.nll_whole / n_tokens[k]
     cut, *healed = (
-        Attempt(v.scope, tuple(v.changes), *(tuple(x) for x in zip(*of, strict=True)))
+        Attempt(v.name, tuple(v.changes), *(tuple(x) for x in zip(*of, strict=True)))
         for v, of in zip(versions, sums, strict=True)
     )
     return Attempts(tuple(loss_whole), cut, tuple(healed))

@@ -23,7 +23,7 @@ from edgeprune.folders import public_name
 from edgeprune.heal_text import read_kinds
 from edgeprune.healed_folder import Job, check_whole, pruned_plan, write
 from edgeprune.healers._trainee import place_of
-from edgeprune.healing import Healed, Healing, Trial, Won, won
+from edgeprune.healing import Healing, Trial, Won, won
 from edgeprune.prune import read_provenance
 from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import dtype_of, load, load_thinner, tokenizer
@@ -130,7 +130,7 @@ def solve(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,
         fit_windows=sum(len(kind.fit) for kind in kinds), precision=str(whole.dtype).removeprefix("torch."),
         trials=tuple(Trial(scope=a.scope, kl=tuple(map(six, a.kl))) for a in found.healed),
-        kinds=_won(kinds, found, best or found.cut), changed=tuple(map(_healed, best.changes if best else ())),
+        kinds=_won(kinds, found, best or found.cut), changed=tuple("".join(map(str, c.half)) for c in (best.changes if best else ())),
         seconds=round(time.monotonic() - started, 1), versions=package_versions(),
     )  # fmt: skip
     write(job, made, _solved(job, best.changes if best else ()))
@@ -165,10 +165,3 @@ def _solved(job: Job, changes: Sequence[Change]) -> Iterator[tuple[str, np.ndarr
     for change in changes:
         name = f"{family.LAYER.format(i=place_of(change.half, job.plan.blocks))}{outputs[change.half[0]]}.weight"
         yield name, read_tensor(ck, name).astype(np.float64) + change.delta.double().numpy().T
-
-
-def _healed(change: Change) -> Healed:
-    return Healed(
-        sublayer="".join(map(str, change.half)), strength=change.strength,
-        left_out=None if change.left_out is None else round(change.left_out, 4),
-    )  # fmt: skip

@@ -169,7 +169,7 @@ def said_of(made: Healing) -> dict[str, Any]:
         "healed": ", then ".join(_said(step) for step in made.steps()),
         "healed_text_sha256": made.text.sha256,
         "healed_tokens": made.trained.tokens if made.trained else made.fit_windows * made.text.context_tokens,
-        "healed_strengths": " ".join(f"{c.sublayer}:{c.strength:g}" for c in made.changed if c.strength is not None),
+        "healed_scope": made.scope or "",
         "healed_seconds": made.seconds,
     }
 

@@ -37,14 +37,6 @@ class Trial(Record):
     kl: tuple[float, ...]
 
 
-class Healed(Record):
-    """A sub-layer that was changed, named as in the whole model: solved anew its output projection, trained any weight."""
-
-    sublayer: str  # "F11": the feed-forward of layer 11, "A3" the attention of layer 3
-    strength: float | None  # of the ridge, relative to the mean of the diagonal
-    left_out: float | None  # of the squared error, predicted on kinds of text left out; 1 is none of it gone
-
-
 class Look(Record):
     """What training had come to after so many tokens: KL or loss of each kind of text, nats per token."""
 
@@ -79,7 +71,8 @@ class Healing(Record):
     precision: str  # of the weights while they were fitted
     trials: tuple[Trial, ...]
     kinds: tuple[Won, ...]
-    changed: tuple[Healed, ...]
+    # Sub-layers of which weights changed, named as in the whole model: solved anew the output projection, trained any weight.
+    changed: tuple[str, ...]  # "F11": the feed-forward of layer 11, "A3" the attention of layer 3
     seconds: float
     versions: dict[str, str]
     trained: Trained | None = None

@@ -19,7 +19,8 @@ from edgeprune.files import check_sums
 WORDS = "the quick brown fox jumps over a lazy dog and then the other one naps while rain falls on quiet hills".split()
 CUT = from_text("0-1 4")  # layers 2 and 3 are gone; F1 comes right before the cut
 SEAM = from_text("0 1:3 4")  # F1 A2 F2 A3 are gone; A1 comes right before the cut
-BEFORE, FROM = 0, 1  # the scopes of refit
+BEFORE, FROM = 0, 1  # scopes of refit
+STRENGTH, SHARE = 0.1, {BEFORE: 1, FROM: 0.35}
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +79,9 @@ def seen(m, tokens, places):
 
 
 def ridge_by_rows(f, r, strength):
-    """argmin ‖f D − r‖² + λ mean(diag fᵀf) ‖D‖² as plain least squares with √(λ mean) I for more rows."""
-    penalty = np.sqrt(strength * np.square(f).sum(0).mean()) * np.eye(f.shape[1])
+    """argmin ‖f D − r‖² + λ Σ (fᵀf)ᵢᵢ Dᵢ² as plain least squares with √λ ‖fᵢ‖ on a diagonal for more rows."""
+    penalty = np.diag(np.sqrt(strength * np.square(f).sum(0)))
     return np.linalg.lstsq(np.vstack([f, penalty]), np.vstack([r, np.zeros((f.shape[1], r.shape[1]))]), rcond=None)[0]
-
-
-def refit_by_rows(f, r, kinds):
-    """The ridge at the strength that leaves least of ‖r‖², as parts of it, of kinds predicted from the others; and that strength."""
-    strengths = healer("refit").STRENGTHS
-    of = np.repeat(np.arange(len(kinds)), [sum(map(len, kind.fit)) for kind in kinds])
-
-    def left(strength):
-        deltas = [ridge_by_rows(f[of != k], r[of != k], strength) for k in range(len(kinds))]
-        return sum(
-            np.square(f[of == k] @ x - r[of == k]).sum() / np.square(r[of == k]).sum() for k, x in enumerate(deltas)
-        )
-
-    best = min(strengths, key=left)
-    return ridge_by_rows(f, r, best), best
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +103,7 @@ def test_the_refit_is_ridge_regression_on_the_projections_inputs(whole, kinds, r
         ["model.layers.1.mlp.down_proj", "model.layers.2.input_layernorm", "model.layers.4.input_layernorm"],
     )
     lacks = at["model.layers.4.input_layernorm"] - at["model.layers.2.input_layernorm"]
-    expected, strength = refit_by_rows(at["model.layers.1.mlp.down_proj"], lacks, kinds)
-    assert found["F", 1].strength == strength
+    expected = ridge_by_rows(at["model.layers.1.mlp.down_proj"], lacks, STRENGTH)
     assert np.abs(found["F", 1].delta.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -133,9 +118,8 @@ def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, re
     )
     target = seen(whole, fit_tokens(kinds), ["model.layers.4.post_attention_layernorm"])
     lacks = target["model.layers.4.post_attention_layernorm"] - here["model.layers.2.post_attention_layernorm"]
-    expected, strength = refit_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, kinds)
-    assert found["A", 4].strength == strength
-    assert np.abs(found["A", 4].delta.numpy() - expected / 2).max() < 1e-3 * np.abs(expected).max()  # half of the way
+    expected = ridge_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, STRENGTH)
+    assert np.abs(found["A", 4].delta.numpy() - SHARE[FROM] * expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_replaceme_is_least_squares_on_the_feed_forwards_output(whole, kinds):
@@ -174,7 +158,7 @@ def test_what_is_judged_is_what_the_weights_give(whole, kinds, blocks):
     found = closed_form.attempt(whole, blocks, [healer("refit")], kinds)
     for attempt in (found.cut, *found.healed):
         m = torch_model.view(whole, blocks)
-        for (kind, layer), delta, *_ in attempt.changes:
+        for (kind, layer), delta in attempt.changes:
             new = next(n for n, b in enumerate(blocks) if layer == (b.attn if kind == "A" else b.ffn))
             out = m.model.layers[new].self_attn.o_proj if kind == "A" else m.model.layers[new].mlp.down_proj
             out.weight = type(out.weight)(out.weight + delta.T, requires_grad=False)
@@ -193,24 +177,27 @@ def test_order_and_batching_of_the_windows_change_nothing(whole, kinds, refitted
     for a, b in zip(refitted.healed, again.healed, strict=True):
         assert [c.half for c in a.changes] == [c.half for c in b.changes]
         for x, y in zip(a.changes, b.changes, strict=True):
-            assert x.strength == y.strength and (x.delta - y.delta).abs().max() < 1e-3 * x.delta.abs().max()
+            assert (x.delta - y.delta).abs().max() < 1e-3 * x.delta.abs().max()
 
 
-def test_kinds_that_contradict_each_other_leave_the_projection_alone():
-    """What helps one kind harms the other: no strength helps on what is left out. With one of them twice, it does."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_sums_of_products_are_those_of_double_precision(dtype):
+    """Some numbers great, as where attention sinks: what is lost is of float32's rounding in either type."""
     import torch
 
     from edgeprune.healers._moments import Seen, moments
 
-    torch.manual_seed(0)
-    f, d = torch.randn(2, 100, 6), torch.randn(6, 4)
-    kind, against = (Seen(f, torch.zeros(2, 100, 4), sign * f @ d, 1.0) for sign in (1, -1))
-    sums = moments(kind)
-    assert sums.left(d.double()).numpy() == pytest.approx(0, abs=1e-5 * float(sums.rr.max()))
-    assert moments(against).left(d.double()).numpy() == pytest.approx(4 * sums.rr.numpy())
-    assert healer("refit").solve([kind, against], None) is None
-    agreed = healer("refit").solve([kind, kind], None)
-    assert (agreed.delta - d).abs().max() < 1e-3 and agreed.left_out < 1e-6
+    draw, like = torch.Generator().manual_seed(0), getattr(torch, dtype)
+    inputs = torch.randn(20, 64, 48, generator=draw)
+    inputs[:, 0, :3] *= 1000
+    inputs, stream, target = inputs.to(like), *(torch.randn(2, 20, 64, 16, generator=draw) * 30).to(like)
+    found = moments(Seen(inputs, stream, target, 0.5))
+    f, r = inputs.double().flatten(0, 1), ((target.double() - stream.double()) / 0.5).flatten(0, 1)
+    scale = f.square().sum(0).sqrt()
+    assert ((found.ff - f.T @ f) / scale.outer(scale)).abs().max() < 1e-5
+    rounded = 1e-5 if dtype == "float32" else 2**-8  # what is lacking is a difference, which bfloat16 may not hold
+    assert ((found.fr - f.T @ r) / scale.outer(r.square().sum(0).sqrt())).abs().max() < rounded
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_cosine_variant_descends_its_loss(whole, kinds):
@@ -238,7 +225,7 @@ def test_the_cosine_variant_descends_its_loss(whole, kinds):
 
 def test_an_attempt_that_is_worse_on_any_kind_is_not_taken():
     def made(scope, *kl):
-        return Attempt(scope, (Change(("F", 0), None, None, None),), kl, kl)
+        return Attempt(scope, (Change(("F", 0), None),), kl, kl)
 
     cut = made("", 1.0, 1.0)
     better, best, worse = made("better", 0.9, 0.9), made("best", 0.5, 1.0), made("worse", 0.1, 1.01)
@@ -261,7 +248,7 @@ def test_a_healed_folder_is_the_pruned_one_with_the_solved_weights(tiny_folder, 
     assert made.changed and all(k.kl_healed <= k.kl_cut for k in made.kinds)
     names = {"F": "mlp.down_proj", "A": "self_attn.o_proj"}
     places = {("A", 0): 0, ("F", 0): 0, ("A", 1): 1, ("F", 3): 1, ("A", 4): 2, ("F", 4): 2}
-    changed = {(c.sublayer[0], int(c.sublayer[1:])) for c in made.changed}
+    changed = {(name[0], int(name[1:])) for name in made.changed}
     expected = {f"model.layers.{places[half]}.{names[half[0]]}.weight" for half in changed}
     before, after = open_checkpoint(pruned).tensors, open_checkpoint(out).tensors
     assert list(before) == list(after)

@@ -15,8 +15,7 @@ def healed(h: Healing, out: Path) -> None:
         tried = h.trials or h.trained
         say("nothing was changed: no attempt helped on every kind of text" if tried else "nothing was changed")
     elif not h.trained:
-        strengths = ", ".join(f"{c.sublayer} (λ {c.strength:g})" if c.strength else c.sublayer for c in h.changed)
-        say(f"solved anew, {h.scope}: {strengths}")
+        say(f"solved anew, {h.scope}: {', '.join(h.changed)}")
     rows = [
         [k.text, *(f"{x:.2f}" for x in (k.perplexity_whole, k.perplexity_cut, k.perplexity_healed)),
          f"{k.kl_cut:.3f}", f"{k.kl_healed:.3f}"]

@@ -4,14 +4,11 @@ SOURCE   the paper it comes from
 
 and then either how output projections are solved anew without gradients, see edgeprune.closed_form:
 
-SCOPES   {name: share}, each is tried; share(before_cut) -> float is how much of what is solved is changed in an output
-         projection, 0 leaves it alone: before_cut is whether what comes right after the sub-layer was removed, or some of the
-         sub-layer itself. Nothing before the first cut is asked for
+SCOPES   {name: Scope}, each is tried, and the one kept that does best on text held aside: how the change of one output
+         projection is solved, and how much of it is made where, see `_moments`; the walk through the model that gathers what
+         it takes is edgeprune.closed_form
 BIASES   whether output projections may have biases
 THINNER  (optional) True where models that `edgeprune prune --width` thinned can be healed so too
-solve(seen, weight) -> Solution | None
-         the change of one output projection, None to leave it alone; `seen` is what went into it and what is wanted, one per
-         kind of text, see `_moments`; the walk through the model that gathers it is edgeprune.closed_form
 
 or what is trained, and to which end, see edgeprune.training:
 

@@ -19,7 +19,7 @@ def least_squares(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | 
     import torch
 
     every, weight = together([moments(s) for s in seen]), weight.double()
-    if not every.rr.any():
+    if not every.fr.any():
         return None
     mm = weight @ every.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
     return torch.linalg.lstsq(mm, weight @ every.fr, driver=None if mm.is_cuda else "gelsd").solution

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,31 +25,23 @@ class Seen(NamedTuple):
         return (self.target[windows].float() - self.stream[windows].float()) / self.scale
 
 
+class Scope(NamedTuple):
+    """One way to solve a model anew, that is tried."""
+
+    # What went into an output projection and what is wanted, for each kind of text, and its weight (d, k): the change D (k, d),
+    # so that it gives f (Wᵀ + D); None leaves it alone.
+    solve: Callable[[Sequence[Seen], torch.Tensor], torch.Tensor | None]
+    # How much of the change is made, 0 does not ask: of whether what comes right after the sub-layer was removed, or some of
+    # the sub-layer itself. Nothing before the first cut is asked for.
+    share: Callable[[bool], float]
+
+
 class Moments(NamedTuple):
-    """Sums over the tokens of one kind of text, float64, of what goes into an output projection, f (tokens, k), and of what
-    its output lacks, r (tokens, d)."""
+    """Sums over tokens, float64, of what goes into an output projection, f (tokens, k), and of what its output lacks, r
+    (tokens, d)."""
 
     ff: torch.Tensor  # Σ fᵀf (k, k)
     fr: torch.Tensor  # Σ fᵀr (k, d)
-    rr: torch.Tensor  # Σ r² (d)
-
-    def left(self, delta: torch.Tensor) -> torch.Tensor:
-        """Σ (f D − r)² (d) of a change D (k, d): diag(DᵀΣfᵀf D − 2 DᵀΣfᵀr) + Σ r²."""
-        return (delta * (self.ff @ delta - 2 * self.fr)).sum(0) + self.rr
-
-    def part_left(self, delta: torch.Tensor) -> float:
-        """Of Σ‖r‖²: 0 where a change gives all that is lacking, 1 where it gives nothing, ∞ for one that is not a number."""
-        return float((self.left(delta).sum() / self.rr.sum()).nan_to_num(math.inf))
-
-
-class Solution(NamedTuple):
-    """delta (k, d): the projection gives f (Wᵀ + D). strength: of the ridge, relative to the mean of the diagonal. left_out: the part
-    of Σ‖r‖² that is left where each kind in turn is predicted from the others, their mean. None where a method has no such thing.
-    """
-
-    delta: torch.Tensor
-    strength: float | None
-    left_out: float | None
 
 
 def moments(seen: Seen) -> Moments:
@@ -58,14 +50,28 @@ def moments(seen: Seen) -> Moments:
 
     k, d = seen.inputs.shape[-1], seen.stream.shape[-1]
     like = {"dtype": torch.float64, "device": seen.inputs.device}
-    found = Moments(torch.zeros(k, k, **like), torch.zeros(k, d, **like), torch.zeros(d, **like))
-    for at in range(0, len(seen.inputs), TOGETHER):
-        some = slice(at, at + TOGETHER)
-        f, r = seen.inputs[some].float().flatten(0, 1), seen.lacks(some).flatten(0, 1)
-        found.ff.add_(f.T @ f)
-        found.fr.add_(f.T @ r)
-        found.rr.add_(r.square().sum(0))
+    found = Moments(torch.zeros(k, k, **like), torch.zeros(k, d, **like))
+    with _factors_of(seen.inputs.dtype):
+        for at in range(0, len(seen.inputs), TOGETHER):
+            some = slice(at, at + TOGETHER)
+            f, r = seen.inputs[some].float().flatten(0, 1), seen.lacks(some).flatten(0, 1)
+            found.ff.add_(f.T @ f)
+            found.fr.add_(f.T @ r)
     return found
+
+
+@contextlib.contextmanager
+def _factors_of(dtype: torch.dtype) -> Iterator[None]:
+    """Where hardware multiplies bfloat16 numbers, with sums in float32, it takes half the time. Products of what is bfloat16
+    already are exact so; what is lacking, a difference of two, is rounded in its third digit, up and down alike."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def together(found: Sequence[Moments]) -> Moments:

@@ -8,21 +8,23 @@ leave. M = f Wᵀ, so that all of it follows from the sums over f. T is the iden
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeprune.healers._linear import least_squares
-from edgeprune.healers._moments import Seen, Solution
+from edgeprune.healers._moments import Scope, Seen
 
 if TYPE_CHECKING:
     import torch
 
 SOURCE = "ReplaceMe, least squares (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
-SCOPES: dict[str, Callable[[bool], float]] = {"feed-forwards before a cut": float}
 
 
-def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
+def solve(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
     """W changes by (T − I)ᵀ W; weight (d, k). None where nothing is lacking."""
     less_identity = least_squares(seen, weight)
-    return None if less_identity is None else Solution(weight.double().T @ less_identity, None, None)
+    return None if less_identity is None else weight.double().T @ less_identity
+
+
+SCOPES = {"feed-forwards before a cut": Scope(solve, float)}

@@ -8,24 +8,23 @@ identity, on as many batches; with the few tokens here it starts from the least-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeprune.healers._linear import least_squares
-from edgeprune.healers._moments import Seen, Solution
+from edgeprune.healers._moments import Scope, Seen
 
 if TYPE_CHECKING:
     import torch
 
 SOURCE = "ReplaceMe, cosine (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
-SCOPES: dict[str, Callable[[bool], float]] = {"feed-forwards before a cut": float}
 STEPS, RATE = 300, 1e-4
 BATCH_TOKENS = 1024
 SEED = 0  # of the order of the tokens
 
 
-def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
+def solve(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
     """W changes by (T − I)ᵀ W; weight (d, k). None where nothing is lacking."""
     import torch
 
@@ -42,7 +41,7 @@ def solve(seen: Sequence[Seen], weight: torch.Tensor) -> Solution | None:
         mean.lerp_(slope, 0.1)
         square.lerp_(slope.square(), 0.001)
         less_identity -= RATE * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-    return Solution(w.T @ less_identity, None, None)
+    return w.T @ less_identity
 
 
 def gradient(
@@ -63,3 +62,6 @@ def _rows(seen: Seen, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
 
     added = torch.stack([(f.float() @ weight.T * seen.scale).to(seen.stream.dtype) for f in seen.inputs])
     return added.flatten(0, 1), seen.stream.flatten(0, 1), seen.target.flatten(0, 1)
+
+
+SCOPES = {"feed-forwards before a cut": Scope(solve, float)}

@@ -145,7 +145,7 @@ def _healing(h: Healing, step: str) -> tuple[Part, Part]:
         )
         for k in h.kinds
     )
-    changed = ", ".join(c.sublayer for c in h.changed) or "nothing: no attempt was better on every kind of text"
+    changed = ", ".join(h.changed) or "nothing: no attempt was better on every kind of text"
     cost = [("method", f"{h.method} ({h.source})"), ("changed", changed)]
     if t := h.trained:
         cost.append(

@@ -24,7 +24,7 @@ from edgeprune.files import need_space, sha256_file
 from edgeprune.heal_text import read_examples
 from edgeprune.healed_folder import Job, earlier, give_back, with_more, write
 from edgeprune.healers._trainee import Cut, Recipe, Trainee, own_blocks
-from edgeprune.healing import Healed, Healing, Look, Trained, Won, won
+from edgeprune.healing import Healing, Look, Trained, Won, won
 from edgeprune.score import check_finite, package_versions
 from edgeprune.torch_model import dtype_of, load, memory_errors, tokenizer, view
 from edgeprune.training.batches import as_batch
@@ -202,7 +202,7 @@ def _more(before: Blocks, blocks: Blocks) -> tuple[str, ...]:
     return tuple(f"{kind}{i}" for kind, i in kept_sublayers(blocks) if (kind, i) not in there)
 
 
-def _changed(student: Any, trainee: Trainee, blocks: Blocks) -> tuple[Healed, ...]:
+def _changed(student: Any, trainee: Trainee, blocks: Blocks) -> tuple[str, ...]:
     """The sub-layers with weights that were trained, in the order they run."""
     family = for_model_type(student.config.model_type)
     found = []
@@ -210,7 +210,7 @@ def _changed(student: Any, trainee: Trainee, blocks: Blocks) -> tuple[Healed, ..
         for kind, i, paths in (("A", block.attn, family.ATTN), ("F", block.ffn, family.FFN)):
             prefixes = tuple(f"{family.LAYER.format(i=n)}{path}." for path in paths)
             if any(name.startswith(prefixes) for name in trainee.parameters):
-                found.append(Healed(sublayer=f"{kind}{i}", strength=None, left_out=None))
+                found.append(f"{kind}{i}")
     return tuple(found)
 
 
