@@ -19,8 +19,9 @@ from edgeprune.files import check_sums
 WORDS = "the quick brown fox jumps over a lazy dog and then the other one naps while rain falls on quiet hills".split()
 CUT = from_text("0-1 4")  # layers 2 and 3 are gone; F1 comes right before the cut
 SEAM = from_text("0 1:3 4")  # F1 A2 F2 A3 are gone; A1 comes right before the cut
-BEFORE, FROM = 0, 1  # scopes of refit
-STRENGTH, SHARE = 0.1, {BEFORE: 1, FROM: 0.35}
+THIRD, ALL = 0, 2  # scopes of refit
+RIDGE = {THIRD: (0.1, 0), ALL: (0, 0.3)}
+SHARES = {THIRD: (0.35, 0.35), ALL: (1, 0.5)}  # before a cut, after it
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,11 @@ def seen(m, tokens, places):
     return {at: x.flatten(0, 1).double().numpy() for at, x in found.items()}
 
 
-def ridge_by_rows(f, r, strength):
-    """argmin ‖f D − r‖² + λ Σ (fᵀf)ᵢᵢ Dᵢ² as plain least squares with √λ ‖fᵢ‖ on a diagonal for more rows."""
-    penalty = np.diag(np.sqrt(strength * np.square(f).sum(0)))
+def ridge_by_rows(f, r, own, mean=0.0):
+    """argmin ‖f D − r‖² + Σ (λ sᵢ + μ mean s) Dᵢ², s = diag fᵀf, as plain least squares with roots of it on a diagonal for more
+    rows."""
+    squares = np.square(f).sum(0)
+    penalty = np.diag(np.sqrt(own * squares + mean * squares.mean()))
     return np.linalg.lstsq(np.vstack([f, penalty]), np.vstack([r, np.zeros((f.shape[1], r.shape[1]))]), rcond=None)[0]
 
 
@@ -94,21 +97,22 @@ def refitted(whole, kinds):
     return closed_form.attempt(whole, CUT, [healer("refit")], kinds)
 
 
-def test_the_refit_is_ridge_regression_on_the_projections_inputs(whole, kinds, refitted):
-    found = changes(refitted.healed[BEFORE])
-    assert list(found) == [("F", 1)]
+@pytest.mark.parametrize("scope", [THIRD, ALL])
+def test_the_refit_is_ridge_regression_on_the_projections_inputs(whole, kinds, refitted, scope):
+    found = changes(refitted.healed[scope])
     at = seen(
         whole,
         fit_tokens(kinds),
         ["model.layers.1.mlp.down_proj", "model.layers.2.input_layernorm", "model.layers.4.input_layernorm"],
     )
     lacks = at["model.layers.4.input_layernorm"] - at["model.layers.2.input_layernorm"]
-    expected = ridge_by_rows(at["model.layers.1.mlp.down_proj"], lacks, STRENGTH)
-    assert np.abs(found["F", 1].delta.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+    expected = ridge_by_rows(at["model.layers.1.mlp.down_proj"], lacks, *RIDGE[scope])
+    assert np.abs(found["F", 1].delta.numpy() - SHARES[scope][0] * expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, refitted):
-    found = changes(refitted.healed[FROM])
+@pytest.mark.parametrize("scope", [THIRD, ALL])
+def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, refitted, scope):
+    found = changes(refitted.healed[scope])
     assert list(found)[:2] == [("F", 1), ("A", 4)]
     pruned = torch_model.view(whole, CUT)
     down = pruned.model.layers[1].mlp.down_proj
@@ -118,8 +122,8 @@ def test_later_projections_see_what_the_healed_model_gives_them(whole, kinds, re
     )
     target = seen(whole, fit_tokens(kinds), ["model.layers.4.post_attention_layernorm"])
     lacks = target["model.layers.4.post_attention_layernorm"] - here["model.layers.2.post_attention_layernorm"]
-    expected = ridge_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, STRENGTH)
-    assert np.abs(found["A", 4].delta.numpy() - SHARE[FROM] * expected).max() < 1e-3 * np.abs(expected).max()
+    expected = ridge_by_rows(here["model.layers.2.self_attn.o_proj"], lacks, *RIDGE[scope])
+    assert np.abs(found["A", 4].delta.numpy() - SHARES[scope][1] * expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_replaceme_is_least_squares_on_the_feed_forwards_output(whole, kinds):

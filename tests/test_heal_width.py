@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from test_heal import (
-    BEFORE,
-    FROM,
-    SHARE,
-    STRENGTH,
+    ALL,
+    RIDGE,
+    SHARES,
+    THIRD,
     fit_tokens,
     heal_folder,
     healer,
@@ -77,7 +77,7 @@ def with_changes(folder, attempt, n=None):
     return m
 
 
-@pytest.mark.parametrize("scope", [BEFORE, FROM])
+@pytest.mark.parametrize("scope", [THIRD, ALL])
 def test_projections_are_asked_for_what_the_thinner_stream_lacks(whole_model, uneven, refitted, kinds, scope):
     """The first, and one after it with the first as it was solved."""
     attempt = refitted.healed[scope]
@@ -92,8 +92,8 @@ def test_projections_are_asked_for_what_the_thinner_stream_lacks(whole_model, un
         )
         here = seen(with_changes(uneven, attempt, n), fit_tokens(kinds), [projection, after])
         lacks = seen(whole_model, fit_tokens(kinds), [after])[after] - here[after]
-        expected = ridge_by_rows(here[projection], lacks, STRENGTH)
-        assert np.abs(change.delta.numpy() - SHARE[scope] * expected).max() < 1e-3 * np.abs(expected).max()
+        expected = ridge_by_rows(here[projection], lacks, *RIDGE[scope])
+        assert np.abs(change.delta.numpy() - SHARES[scope][0] * expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_what_is_judged_is_what_the_thinner_weights_give(whole_model, uneven, refitted, kinds):

@@ -30,6 +30,15 @@ First {limit} documents of each set; accuracy with lm-eval's standard error, nor
 {table}
 """
 
+GENERATED = """
+### Generated text
+
+Greedy: the part of four neighbouring tokens that were there before in a continuation (lower is better), and right answers of
+{n} to small questions after {shots} answered ones.
+
+{table}
+"""
+
 
 def section(found: dict[str, Any]) -> str:
     rows = {row["method"]: row for row in found["rows"]}
@@ -51,7 +60,10 @@ def section(found: dict[str, Any]) -> str:
         **found | {"texts": texts, "table": "\n".join(lines), "tokens": _tokens(rows), "note": found.get("note", "")}
     )
     asked = {name: _by_task(row["tasks"]) for name, row in rows.items() if "tasks" in row}
-    return text + (ASKED.format(limit=found["limit"], table=_tasks(asked)) if asked else "")
+    if asked:
+        text += ASKED.format(limit=found["limit"], table=_tasks(asked))
+    wrote = {name: row["generation"] for name, row in rows.items() if "generation" in row}
+    return text + (_generated(wrote) if wrote else "")
 
 
 def _quality(q: dict[str, Any], cut: dict[str, Any]) -> str:
@@ -85,3 +97,14 @@ def _tasks(asked: dict[str, dict[str, dict[str, Any]]]) -> str:
         error = math.sqrt(sum(scores[t]["stderr"] ** 2 for t in tasks)) / len(tasks)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:.1%} ± {error:.1%} |")
     return "\n".join(lines)
+
+
+def _generated(wrote: dict[str, dict[str, Any]]) -> str:
+    from edgeprune.behaviour.generation import SHOTS
+
+    tasks = next(iter(wrote.values()))["exact_match"]
+    lines = ["| | repeated | " + " | ".join(m["task"] for m in tasks) + " |", "|---|---|" + "---|" * len(tasks)]
+    for name, found in wrote.items():
+        right = " | ".join(str(m["n_correct"]) for m in found["exact_match"])
+        lines.append(f"| {name} | {found['repetition']:.0%} | {right} |")
+    return GENERATED.format(n=tasks[0]["n_questions"], shots=SHOTS, table="\n".join(lines))

@@ -1,4 +1,4 @@
-"""Healing by training beside healing in closed form, on one cut: quality, zero-shot accuracy, bytes, decode speed, time.
+"""Healing by training beside healing in closed form, on one cut: quality, zero-shot accuracy, what is generated, bytes, decode speed, time.
 
     python benchmarks/healing/trained.py [--model FOLDER] [--data FOLDER] [--tokens 80000]
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=80_000, help="to train on")
     parser.add_argument("--windows", type=int, default=96, help="of calibration text, to solve by")
     parser.add_argument("--limit", type=int, default=50, help="documents of each zero-shot set; 0: none")
-    parser.add_argument("--asked", default="whole,cut,refit,refit+distill", help="who is asked them")
+    parser.add_argument("--asked", default="whole,cut,refit,refit+distill", help="who is asked them, and generates")
     parser.add_argument("--quant", default="Q4_0", help="to time and weigh")
     parser.add_argument("--note", default="", help="to stand below the table, such as what else ran beside")
     parser.add_argument("--folder", type=Path, help="for the models; they stay, and are taken up")
@@ -81,9 +81,16 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name in asked:
         data = ("--tasks", "zeroshot", "--task-data", args.data / "zeroshot", "--limit", args.limit, "--windows", 1)
         found = edgeprune(
-            "evaluate", places[name], *data, "-o", folder / f"{name}.tasks", keep=folder / f"{name}.tasks.json"
+            "evaluate",
+            places[name],
+            *data,
+            "--generate",
+            "-o",
+            folder / f"{name}.tasks",
+            keep=folder / f"{name}.tasks.json",
         )
         rows[name]["tasks"] = found[0]["tasks"]["scores"]
+        rows[name]["generation"] = found[0]["generation"]
     return {
         "model": spec.name, "removed": describe_removed(blocks, spec.n_blocks), "path": args.path, "blocks": args.remove,
         "texts": [{"name": q["text"]["name"], "windows": q["windows"]} for q in rows["cut"]["quality"]],
