@@ -126,14 +126,15 @@ def solve(
         whole, job.plan.blocks, [healer], kinds, lambda done, n: progress(f"healing by {method}", done, n), thinner
     )
     best = choose(found)
+    changes = best.changes if best else ()
     made = Healing(
         method=method, source=healer.SOURCE, scope=best.scope if best else None, text=text.text,
         fit_windows=sum(len(kind.fit) for kind in kinds), precision=str(whole.dtype).removeprefix("torch."),
         trials=tuple(Trial(scope=a.scope, kl=tuple(map(six, a.kl))) for a in found.healed),
-        kinds=_won(kinds, found, best or found.cut), changed=tuple("".join(map(str, c.half)) for c in (best.changes if best else ())),
+        kinds=_won(kinds, found, best or found.cut), changed=tuple(f"{kind}{i}" for (kind, i), _ in changes),
         seconds=round(time.monotonic() - started, 1), versions=package_versions(),
     )  # fmt: skip
-    write(job, made, _solved(job, best.changes if best else ()))
+    write(job, made, _solved(job, changes))
     return made
 
 

@@ -147,6 +147,8 @@ def _healing(h: Healing, step: str) -> tuple[Part, Part]:
     )
     changed = ", ".join(h.changed) or "nothing: no attempt was better on every kind of text"
     cost = [("method", f"{h.method} ({h.source})"), ("changed", changed)]
+    if h.scope:
+        cost.append(("solved", h.scope))
     if t := h.trained:
         cost.append(
             (
