@@ -57,6 +57,7 @@ class Trained(Record):
     judged_by: str  # "kl" or "loss"
     looks: tuple[Look, ...]
     kept: int | None  # which look's weights; None: none was better on every kind, nothing was changed
+    part: float = 1.0  # of the way from the weights before to the trained ones that was kept
     processes: int
     added: tuple[str, ...] = ()  # sub-layers given back with other weights, named as in the whole model
 

@@ -22,6 +22,7 @@ from edgeprune.healers._trainee import Cut
 from edgeprune.healing import Healing
 from edgeprune.training import loop, retrain
 from edgeprune.training.batches import as_batch
+from edgeprune.training.notebook import Progress
 
 CUT = from_text("0-1 4")
 TRAINED = ["distill", "full", "perp", "lora", "streamline"]
@@ -182,6 +183,24 @@ def test_what_would_harm_any_kind_of_text_is_not_kept(tiny_folder, pruned, texts
     a, b = (open_checkpoint(f).tensors for f in (pruned, tmp_path / "out"))
     assert all(raw_bytes(a[name]) == raw_bytes(b[name]) for name in {*a, *b})
     assert "nothing retrained" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("wanted, part", [(0.5, 0.5), (0.2, 0.25), (-1.0, None)])
+def test_part_of_the_way_is_kept_where_all_of_it_harms_a_kind(wanted, part):
+    """A weight goes from 0 to 1, which one kind asks for, and another asks for less of."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(3))
+
+    def judge():
+        here = weight[0].item()
+        return ((abs(here - 1),), (abs(here - wanted),))
+
+    before = ((1.0,), (abs(wanted),))
+    found = loop._part_of_the_way(Progress(looks=((640, judge()),)), [weight], [torch.zeros(3)], judge, before)
+    assert (found.part if found.best is not None else None) == part
+    assert weight.tolist() == [part or 0.0] * 3
+    assert len(found.looks) == {0.5: 2, 0.25: 3, None: 3}[part] and found.best in (None, len(found.looks) - 1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ aside, so what it began from was kept. {note}
 ASKED = """
 ### Zero-shot
 
-First {limit} documents of each set; accuracy with lm-eval's standard error, normalised by length where the set has that.
+The {quant} files in llama.cpp, by the first {limit} documents of each set: accuracy with lm-eval's standard error,
+normalised by length where the set has that.
 
 {table}
 """
@@ -33,8 +34,8 @@ First {limit} documents of each set; accuracy with lm-eval's standard error, nor
 GENERATED = """
 ### Generated text
 
-Greedy: the part of four neighbouring tokens that were there before in a continuation (lower is better), and right answers of
-{n} to small questions after {shots} answered ones.
+Greedy, of the same files: the part of four neighbouring tokens that were there before in a continuation (lower is
+better), and right answers of {n} to small questions after {shots} answered ones.
 
 {table}
 """
@@ -61,7 +62,7 @@ def section(found: dict[str, Any]) -> str:
     )
     asked = {name: _by_task(row["tasks"]) for name, row in rows.items() if "tasks" in row}
     if asked:
-        text += ASKED.format(limit=found["limit"], table=_tasks(asked))
+        text += ASKED.format(limit=found["limit"], quant=found["quant"], table=_tasks(asked))
     wrote = {name: row["generation"] for name, row in rows.items() if "generation" in row}
     return text + (_generated(wrote) if wrote else "")
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         data = ("--tasks", "zeroshot", "--task-data", args.data / "zeroshot", "--limit", args.limit, "--windows", 1)
         found = edgeprune(
             "evaluate",
-            places[name],
+            folder / f"{name}.gguf",
             *data,
             "--generate",
             "-o",

@@ -38,4 +38,6 @@ def _training(t: Trained) -> str:
     steps = f"{t.steps} steps" if t.steps == t.planned_steps else f"{t.steps} of {t.planned_steps} steps"
     added = f", {' '.join(t.added)} given back" if t.added else ""
     kept = "" if t.kept is None else f"; kept those of look {t.kept + 1} of {len(t.looks)} at the text held aside"
+    if t.part < 1:
+        kept = f"; kept {t.part:g} of the way to them, since all of it is worse on some text held aside"
     return f"trained {t.parameters} weights in {steps} of {t.sequences_per_step} sequences{added}{kept}"

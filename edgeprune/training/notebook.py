@@ -28,6 +28,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0
     looks: tuple[tuple[int, Judged], ...] = ()  # (tokens, what was found)
     best: int | None = None  # which look no kind of text was worse at than before, and the sum least
+    part: float = 1.0  # of the way to the last weights that the best look was at
 
 
 class Notebook:
@@ -48,9 +49,9 @@ class Notebook:
             about = f.metadata()
             if about["question"] != self.key:
                 return None
-            step, tokens, seconds, looks, best = json.loads(about["progress"])
-            self.say(f"going on where it stopped: {step} steps are done")
-            return Progress(step, tokens, seconds, _tuples(looks), best), {k: f.get_tensor(k) for k in f.keys()}
+            now = Progress(*json.loads(about["progress"]))
+            self.say(f"going on where it stopped: {now.step} steps are done")
+            return now._replace(looks=_tuples(now.looks)), {k: f.get_tensor(k) for k in f.keys()}
 
     def write(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file

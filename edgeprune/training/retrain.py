@@ -47,7 +47,8 @@ def retrain(
     """Train and write, see `heal.heal`. A checkpoint lies in a hidden folder beside `job.out` until that is there: the
     same call goes on from it. Of several processes the first writes.
 
-    The weights kept are the best of those that are no worse than before on any kind of text; of none, nothing changes.
+    The weights kept are the best of those that are no worse than before on any kind of text, or else those part of the way
+    to the last; of none, nothing changes.
     """
     import torch
 
@@ -191,7 +192,7 @@ def _trained(
 ) -> Trained:  # fmt: skip
     return Trained(
         options=asked, rate=recipe.rate, sequences_per_step=limit.per_step, steps=found.step, planned_steps=limit.steps,
-        tokens=found.tokens, processes=n_processes, judged_by=healer.JUDGE, kept=found.best, added=added,
+        tokens=found.tokens, processes=n_processes, judged_by=healer.JUDGE, kept=found.best, part=found.part, added=added,
         parameters=sum(p.numel() for p in trainee.parameters.values()),
         looks=tuple(Look(tokens=n, found=tuple(kind[0] for kind in look)) for n, look in found.looks),
     )  # fmt: skip
