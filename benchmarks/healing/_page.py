@@ -36,6 +36,7 @@ NOTES = """## How the numbers are made
   each text. KL is KL(whole ‖ it), nats per token.
 - What is shown is what `edgeprune heal` would keep: the scope with the least KL on calibration windows held aside that is worse on
   no kind of them, or else the cut as it is.
+- λ and μ are strengths of the refit's ridge, of each input's own scale and of the mean scale (edgeprune/healers/refit.py).
 - Processor time is of the walk, all methods of the same tokens together, with its judging, on {machine}.
 """
 
