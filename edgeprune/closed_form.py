@@ -9,7 +9,6 @@ end whether it helped.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,7 +68,7 @@ def attempt(
 
     thinner: the pruned model, of those blocks, where its weights are not the whole one's; stream, embedding and head are
     alike. All windows are of one length. In memory: the streams (tokens, d) of the whole model and of each scope, a projection's
-    inputs (tokens, k), its Gram matrix (k, k) for each kind. Raises InputRejected where logits are not finite.
+    inputs (tokens, k), its Gram matrix (k, k). Raises InputRejected where logits are not finite.
     """
     import torch
 
@@ -170,12 +169,12 @@ class _Walk:
         import torch
 
         self.model, self.thinner = model, thinner
-        self.spans = [len(kind.fit) for kind in kinds]  # those held aside come after all
+        self.n_fit = sum(len(kind.fit) for kind in kinds)  # windows; those held aside come after
         windows = [*(w for kind in kinds for w in kind.fit), *(w for kind in kinds for w in kind.aside)]
         self.tokens = torch.tensor([list(w) for w in windows], device=run_device(model))
         family = families.for_model_type(model.config.model_type)
         self.scale = family.decoder(model.config.to_dict()).residual_scale
-        self.cut = _Version("", Scope(lambda seen, weight: None, lambda before_cut: 0.0), sum(self.spans))
+        self.cut = _Version("", Scope(lambda seen, weight: None, lambda before_cut: 0.0), self.n_fit)
         tried = [each for healer in healers for each in healer.SCOPES.items()]
         self.versions = [self.cut, *(_Version(*each, 0) for each in tried)]
 
@@ -227,24 +226,19 @@ class _Walk:
         """Solve what waits, now that the whole stream stands at the next kept sub-layer."""
         import torch
 
+        n = self.n_fit
         for version in self.versions:
             if version.waiting is None:
                 continue
             half, inputs, weight, share = version.waiting
             version.waiting = None
-            solved = version.scope.solve(self._seen(inputs, version.stream, target), weight)
+            solved = version.scope.solve(Seen(inputs[:n], version.stream[:n], target[:n], self.scale), weight)
             if solved is None:
                 continue
             delta = share * solved.to(inputs.device).float()
             version.changes.append(Change(half, delta.cpu()))
             more = [stream + self.scale * (f.float() @ delta) for stream, f in zip(version.stream, inputs, strict=True)]
             version.stream = torch.stack([m.to(version.stream.dtype) for m in more])
-
-    def _seen(self, inputs: torch.Tensor, stream: torch.Tensor, target: torch.Tensor) -> list[Seen]:
-        """One for each kind, of the windows to fit to."""
-        ends = list(itertools.accumulate(self.spans))
-        parts = [slice(end - n, end) for n, end in zip(self.spans, ends, strict=True)]
-        return [Seen(inputs[part], stream[part], target[part], self.scale) for part in parts if part.stop > part.start]
 
 
 def _joined(inputs: list[torch.Tensor], stream: torch.Tensor) -> torch.Tensor:

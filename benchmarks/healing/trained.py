@@ -79,16 +79,19 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         row["decode_tok_per_s"] = measured["samples_ts"]
     asked = [name for name in args.asked.split(",") if name in rows] if args.limit else []
     for name in asked:
-        data = ("--tasks", "zeroshot", "--task-data", args.data / "zeroshot", "--limit", args.limit, "--windows", 1)
-        found = edgeprune(
-            "evaluate",
-            folder / f"{name}.gguf",
-            *data,
+        what = (
+            "--tasks",
+            "zeroshot",
+            "--task-data",
+            args.data / "zeroshot",
+            "--limit",
+            args.limit,
+            "--windows",
+            1,
             "--generate",
-            "-o",
-            folder / f"{name}.tasks",
-            keep=folder / f"{name}.tasks.json",
         )
+        out, keep = folder / f"{name}.tasks", folder / f"{name}.tasks.json"
+        found = edgeprune("evaluate", folder / f"{name}.gguf", *what, "-o", out, keep=keep)
         rows[name]["tasks"] = found[0]["tasks"]["scores"]
         rows[name]["generation"] = found[0]["generation"]
     return {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeprune.healers._moments import Seen, moments, together
+from edgeprune.healers._moments import Seen, moments
 
 if TYPE_CHECKING:
     import torch
@@ -13,13 +12,13 @@ if TYPE_CHECKING:
 ALPHA = 0.0
 
 
-def least_squares(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
+def least_squares(seen: Seen, weight: torch.Tensor) -> torch.Tensor | None:
     """T − I = (MᵀM + αI)⁻¹ MᵀR (d, d), float64, with M = f Wᵀ what the projection gives, R what the stream lacks, α = 0 as theirs;
     weight (d, k). None where nothing is lacking."""
     import torch
 
-    every, weight = together([moments(s) for s in seen]), weight.double()
-    if not every.fr.any():
+    found, weight = moments(seen), weight.double()
+    if not found.fr.any():
         return None
-    mm = weight @ every.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
-    return torch.linalg.lstsq(mm, weight @ every.fr, driver=None if mm.is_cuda else "gelsd").solution
+    mm = weight @ found.ff @ weight.T + ALPHA * torch.eye(len(weight)).to(weight)
+    return torch.linalg.lstsq(mm, weight @ found.fr, driver=None if mm.is_cuda else "gelsd").solution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ TOGETHER = 8  # windows of one product: as many more take no less time
 
 
 class Seen(NamedTuple):
-    """g windows of t tokens of one kind of text, at an output projection of the pruned model."""
+    """g windows of t tokens at an output projection of the pruned model."""
 
     inputs: torch.Tensor  # of the projection (g, t, k)
     stream: torch.Tensor  # after its sub-layer (g, t, d)
@@ -28,9 +28,9 @@ class Seen(NamedTuple):
 class Scope(NamedTuple):
     """One way to solve a model anew, that is tried."""
 
-    # What went into an output projection and what is wanted, for each kind of text, and its weight (d, k): the change D (k, d),
-    # so that it gives f (Wᵀ + D); None leaves it alone.
-    solve: Callable[[Sequence[Seen], torch.Tensor], torch.Tensor | None]
+    # What went into an output projection and what is wanted, and its weight (d, k): the change D (k, d), so that it gives
+    # f (Wᵀ + D); None leaves it alone.
+    solve: Callable[[Seen, torch.Tensor], torch.Tensor | None]
     # How much of the change is made, 0 does not ask: of whether what comes right after the sub-layer was removed, or some of
     # the sub-layer itself. Nothing before the first cut is asked for.
     share: Callable[[bool], float]
@@ -72,7 +72,3 @@ def _factors_of(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def together(found: Sequence[Moments]) -> Moments:
-    return Moments(*(sum(of[1:], of[0]) for of in zip(*found, strict=True)))

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgeprune.healers._moments import Moments, Scope, Seen, moments, together
+from edgeprune.healers._moments import Moments, Scope, Seen, moments
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +30,10 @@ class Ridge(NamedTuple):
     mean: float = 1e-9  # an input that is always 0 has an inverse so
 
 
-def solve(strength: Ridge, seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
-    """The change by all kinds of text; None where nothing is lacking."""
-    every = together([moments(s) for s in seen])
-    return ridge(every, strength) if every.fr.any() else None
+def solve(strength: Ridge, seen: Seen, weight: torch.Tensor) -> torch.Tensor | None:
+    """None where nothing is lacking."""
+    found = moments(seen)
+    return ridge(found, strength) if found.fr.any() else None
 
 
 def ridge(found: Moments, strength: Ridge) -> torch.Tensor:

@@ -8,7 +8,6 @@ leave. M = f Wᵀ, so that all of it follows from the sums over f. T is the iden
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeprune.healers._linear import least_squares
@@ -21,7 +20,7 @@ SOURCE = "ReplaceMe, least squares (Shopkhoev et al. 2025, arXiv:2505.02819)"
 BIASES = False
 
 
-def solve(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
+def solve(seen: Seen, weight: torch.Tensor) -> torch.Tensor | None:
     """W changes by (T − I)ᵀ W; weight (d, k). None where nothing is lacking."""
     less_identity = least_squares(seen, weight)
     return None if less_identity is None else weight.double().T @ less_identity

@@ -8,7 +8,6 @@ identity, on as many batches; with the few tokens here it starts from the least-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeprune.healers._linear import least_squares
@@ -24,14 +23,14 @@ BATCH_TOKENS = 1024
 SEED = 0  # of the order of the tokens
 
 
-def solve(seen: Sequence[Seen], weight: torch.Tensor) -> torch.Tensor | None:
+def solve(seen: Seen, weight: torch.Tensor) -> torch.Tensor | None:
     """W changes by (T − I)ᵀ W; weight (d, k). None where nothing is lacking."""
     import torch
 
     start, w = least_squares(seen, weight), weight.float()
     if start is None:
         return None
-    given, here, wanted = (torch.cat(of) for of in zip(*(_rows(s, w) for s in seen), strict=True))
+    given, here, wanted = _rows(seen, w)
     less_identity = start.float()
     mean, square = torch.zeros_like(less_identity), torch.zeros_like(less_identity)
     draw = torch.Generator().manual_seed(SEED)
