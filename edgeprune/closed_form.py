@@ -111,7 +111,7 @@ def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None
     d = families.decoder(model.config.to_dict())
     n_tokens = sum(len(w) for kind in kinds for w in [*kind.fit, *kind.aside])
     streams = n_tokens * model.dtype.itemsize * (d.hidden * 2 * (n_scopes + 2) + d.ffn * n_scopes)
-    sums = 8 * (len(kinds) + 3) * d.ffn * (d.ffn + d.hidden)
+    sums = 8 * 4 * d.ffn * (d.ffn + d.hidden)  # a Gram matrix, its product in float32, it damped, its factor
     loaded = [p for m in (model, thinner) if m is not None for p in m.parameters()]
     limit, weights = max_bytes or free_bytes(), 0 if max_bytes is None else sum(p.nbytes for p in loaded)
     if weights + streams + sums > limit:

@@ -185,7 +185,7 @@ def test_what_would_harm_any_kind_of_text_is_not_kept(tiny_folder, pruned, texts
     assert "nothing retrained" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("wanted, part", [(0.5, 0.5), (0.2, 0.25), (-1.0, None)])
+@pytest.mark.parametrize("wanted, part", [(0.75, 0.75), (0.3, 0.5), (0.2, 0.25), (-1.0, None)])
 def test_part_of_the_way_is_kept_where_all_of_it_harms_a_kind(wanted, part):
     """A weight goes from 0 to 1, which one kind asks for, and another asks for less of."""
     import torch
@@ -200,7 +200,7 @@ def test_part_of_the_way_is_kept_where_all_of_it_harms_a_kind(wanted, part):
     found = loop._part_of_the_way(Progress(looks=((640, judge()),)), [weight], [torch.zeros(3)], judge, before)
     assert (found.part if found.best is not None else None) == part
     assert weight.tolist() == [part or 0.0] * 3
-    assert len(found.looks) == {0.5: 2, 0.25: 3, None: 3}[part] and found.best in (None, len(found.looks) - 1)
+    assert len(found.looks) == {0.75: 2, 0.5: 3, 0.25: 4, None: 4}[part] and found.best in (None, len(found.looks) - 1)
 
 
 @pytest.mark.parametrize(

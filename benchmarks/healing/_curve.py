@@ -18,7 +18,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows, names = [r for r in results["rows"] if r["method"] == results["rows"][0]["method"]], results["texts"]
-    paths, amounts = (sorted({r[key] for r in rows}, key=str) for key in ("path", "blocks"))
+    paths, amounts = sorted({p for r in rows for p in r["paths"]}), sorted({r["blocks"] for r in rows})
     tokens = sorted({r["tokens"] for r in rows})
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(
@@ -28,8 +28,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for p, name in enumerate(paths):
             for a, amount in enumerate(amounts):
                 line = sorted(
-                    (r["tokens"], won_back(r["judged"][t])) for r in rows if (r["path"], r["blocks"]) == (name, amount)
+                    (r["tokens"], won_back(r["judged"][t]))
+                    for r in rows
+                    if name in r["paths"] and r["blocks"] == amount
                 )
+                if not line:
+                    continue
                 axis.plot(
                     *zip(*line, strict=True), color=COLOURS[p % len(COLOURS)], marker=MARKERS[a % len(MARKERS)],
                     linestyle=("-", "--", ":")[a % 3], label=f"{name}, {amount} blocks out",

@@ -36,6 +36,9 @@ NOTES = """## How the numbers are made
   each text. KL is KL(whole ‖ it), nats per token.
 - What is shown is what `edgeprune heal` would keep: the scope with the least KL on calibration windows held aside that is worse on
   no kind of them, or else the cut as it is.
+- ours is the stored path of `edgeprune score`, chosen by KL before healing; ours-after-heal chooses among the same search's best
+  cuts by KL after a refit (`score --after-heal refit`, 24 windows of the installed texts and the model's own, every other one
+  heals); cosine_span is LLM-Streamline's choice of neighbours.
 - λ and μ are strengths of the refit's ridge, of each input's own scale and of the mean scale (edgeprune/healers/refit.py).
 - Processor time is of the walk, all methods of the same tokens together, with its judging, on {machine}.
 """
@@ -55,7 +58,7 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
     for amount in sorted({r["blocks"] for r in rows}):
         here = [r for r in rows if r["blocks"] == amount]
         parts.append(f"## {amount} blocks out\n\n" + _table([r for r in here if r["windows"] == most_text], names))
-        curve = sorted((r for r in here if r["method"] == rows[0]["method"]), key=lambda r: (r["path"], r["tokens"]))
+        curve = sorted((r for r in here if r["method"] == rows[0]["method"]), key=lambda r: (r["paths"], r["tokens"]))
         if len({r["tokens"] for r in curve}) > 1:
             parts.append("Against calibration tokens:\n\n" + _table(curve, names))
     if trained:
@@ -91,7 +94,7 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> str:
     ]
     lines += ["|---|---|---|" + "---|---|---|" * len(names) + "---|"]
     for r in rows:
-        cells = [f"{r['removed']} ({r['path']})", _method(r), str(r["tokens"])]
+        cells = [f"{r['removed']} ({', '.join(r['paths'])})", _method(r), str(r["tokens"])]
         for j in r["judged"]:
             ppl = [math.exp(j[f"loss_{k}"]) for k in ("whole", "cut", "healed")]
             won = won_back(j)

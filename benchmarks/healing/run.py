@@ -27,6 +27,7 @@ import _texts  # noqa: E402
 HERE = Path(__file__).parent
 OWN_TEXTS = 48
 METHODS = ("refit", "replaceme")  # replaceme_cosine takes long
+AFTER_HEAL = "ours-after-heal"  # our path, chosen by the damage that healing leaves
 
 
 def say(text: str) -> None:
@@ -36,7 +37,13 @@ def say(text: str) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--remove", default="3,6,9", help="blocks")
-    parser.add_argument("--paths", default="ours,cosine_span", help="ours, a metric, or blocks: 0-11 18-29")
+    parser.add_argument(
+        "--paths", default=f"ours,{AFTER_HEAL},cosine_span", help=f"ours, {AFTER_HEAL}, a metric, or blocks: 0-11 18-29"
+    )
+    parser.add_argument(
+        "--healed-scores", type=Path, default=HERE / "after-heal.scores.json",
+        help=f"{AFTER_HEAL}: of `edgeprune score --after-heal refit`; default: SmolLM2-135M-Instruct's",
+    )  # fmt: skip
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", default="24,48,96", help="of calibration text")
     parser.add_argument("--precision", default="auto")
@@ -99,10 +106,13 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
     }  # fmt: skip
     for path, remove, n_windows, methods in jobs(args):
         text, kinds = heal.read_kinds(tok, spec, calibration, judges, n_windows, args.context)
-        blocks = cut(path, remove, whole, spec, text, args.scores)
-        key = {"cut": to_text(blocks), "path": path, "windows": n_windows, "text": text.text.sha256}
+        blocks = cut(path, remove, whole, spec, text, args.healed_scores if path == AFTER_HEAL else args.scores)
+        key = {"cut": to_text(blocks), "windows": n_windows, "text": text.text.sha256}
         here = [row for row in results["rows"] if all(row[k] == v for k, v in key.items())]
         if {row["method"] for row in here} >= {*methods}:
+            for row in here:  # paths may come to the same cut
+                row["paths"] = list(dict.fromkeys([*row["paths"], path]))
+            done.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             continue
         say(f"{', '.join(methods)}: {describe_removed(blocks, spec.n_blocks)} ({path}), {n_windows} windows")
         started, cpu = time.monotonic(), time.process_time()
@@ -115,7 +125,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
             best = closed_form.choose(closed_form.of_kinds(own, range(len(kinds))))
             results["rows"].append(
                 key | {
-                    "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "method": method,
+                    "paths": [path], "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "method": method,
                     "kinds": [k.name for k in kinds], "tokens": sum(len(k.fit) for k in kinds) * args.context,
                     "scope": best and best.scope, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
                     "judged": judged(own, best, len(kinds)),
@@ -159,7 +169,7 @@ def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path |
 
     if path[0].isdigit():
         return from_text(path)
-    if path == "ours":
+    if path in ("ours", AFTER_HEAL):
         stored = scores.read_text(encoding="utf-8") if scores else models.builtin_text("scores")
         lists = [step.blocks for step in Scores.from_json(stored).path]
     else:

@@ -24,7 +24,7 @@ SAVE_SECONDS = 300.0  # between checkpoints
 PATIENCE = 3  # looks at the text held aside without a better one
 # Of the way from the first weights to the last: what training costs one kind of text goes sooner than what it gives the others
 # (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
-PARTS = (1 / 2, 1 / 4)
+PARTS = (3 / 4, 1 / 2, 1 / 4)
 
 
 def train(
