@@ -112,11 +112,13 @@ def room(model: Any, kinds: Sequence[Kind], n_scopes: int, max_bytes: int | None
     n_tokens = sum(len(w) for kind in kinds for w in [*kind.fit, *kind.aside])
     streams = n_tokens * model.dtype.itemsize * (d.hidden * 2 * (n_scopes + 2) + d.ffn * n_scopes)
     sums = 8 * 4 * d.ffn * (d.ffn + d.hidden)  # a Gram matrix, its product in float32, it damped, its factor
+    changes = 4 * n_scopes * d.n_blocks * d.hidden * (d.ffn + d.n_heads * d.head_dim)  # if all layers come after a cut
     loaded = [p for m in (model, thinner) if m is not None for p in m.parameters()]
     limit, weights = max_bytes or free_bytes(), 0 if max_bytes is None else sum(p.nbytes for p in loaded)
-    if weights + streams + sums > limit:
+    needed = weights + streams + sums + changes
+    if needed > limit:
         raise OutOfResources(
-            f"healing by {n_tokens} tokens takes about {(weights + streams + sums) / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
+            f"healing by {n_tokens} tokens takes about {needed / 1e6:.0f} MB, {limit / 1e6:.0f} MB is the "
             "limit; take fewer --windows, or raise --max-memory"
         )
 

@@ -80,7 +80,6 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
     from edgeprune._host import read_facts
     from edgeprune.blocks import describe_removed, to_text
     from edgeprune.calibration import windows
-    from edgeprune.catalog import load
     from edgeprune.run import environment
     from edgeprune.torch_model import dtype_of, tokenizer
     from edgeprune.torch_model import load as load_model
@@ -109,29 +108,39 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
         blocks = cut(path, remove, whole, spec, text, args.healed_scores if path == AFTER_HEAL else args.scores)
         key = {"cut": to_text(blocks), "windows": n_windows, "text": text.text.sha256}
         here = [row for row in results["rows"] if all(row[k] == v for k, v in key.items())]
-        if {row["method"] for row in here} >= {*methods}:
-            for row in here:  # paths may come to the same cut
-                row["paths"] = list(dict.fromkeys([*row["paths"], path]))
-            done.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            continue
-        say(f"{', '.join(methods)}: {describe_removed(blocks, spec.n_blocks)} ({path}), {n_windows} windows")
-        started, cpu = time.monotonic(), time.process_time()
-        healers = [load("edgeprune.healers", method) for method in methods]
-        found = closed_form.attempt(whole, blocks, healers, [*kinds, *judging])
-        seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        healed = iter(found.healed)
-        for method, healer in zip(methods, healers, strict=True):
-            own = found._replace(healed=tuple(itertools.islice(healed, len(healer.SCOPES))))
-            best = closed_form.choose(closed_form.of_kinds(own, range(len(kinds))))
-            results["rows"].append(
-                key | {
-                    "paths": [path], "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove, "method": method,
-                    "kinds": [k.name for k in kinds], "tokens": sum(len(k.fit) for k in kinds) * args.context,
-                    "scope": best and best.scope, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
-                    "judged": judged(own, best, len(kinds)),
-                }
-            )  # fmt: skip
+        for row in here:  # paths may come to the same cut
+            row["paths"] = list(dict.fromkeys([*row["paths"], path]))
+        if not {row["method"] for row in here} >= {*methods}:
+            shared = key | {"paths": [path], "removed": describe_removed(blocks, spec.n_blocks), "blocks": remove}
+            say(f"{', '.join(methods)}: {shared['removed']} ({path}), {n_windows} windows")
+            results["rows"] += [shared | row for row in rows(whole, blocks, methods, kinds, judging)]
         done.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def rows(
+    whole: Any, blocks: Any, methods: Sequence[str], kinds: Sequence[Any], judging: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What each method makes of one cut, all in one walk."""
+    from edgeprune import closed_form
+    from edgeprune.catalog import load
+
+    started, cpu = time.monotonic(), time.process_time()
+    healers = [load("edgeprune.healers", method) for method in methods]
+    found = closed_form.attempt(whole, blocks, healers, [*kinds, *judging])
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    healed, out = iter(found.healed), []
+    for method, healer in zip(methods, healers, strict=True):
+        own = found._replace(healed=tuple(itertools.islice(healed, len(healer.SCOPES))))
+        best = closed_form.choose(closed_form.of_kinds(own, range(len(kinds))))
+        out.append(
+            {
+                "method": method, "kinds": [k.name for k in kinds],
+                "tokens": sum(len(window) for k in kinds for window in k.fit),
+                "scope": best and best.scope, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
+                "judged": judged(own, best, len(kinds)),
+            }
+        )  # fmt: skip
+    return out
 
 
 def judged(found: Any, best: Any, first: int) -> list[dict[str, Any]]:
