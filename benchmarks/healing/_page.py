@@ -54,7 +54,7 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
     parts = [HEAD.format(model=results["model"], precision=results["precision"], **about)]
     parts.append(AGAINST if len({r["tokens"] for r in rows}) > 1 else "")
     most_text = _most_of_all(rows)
-    parts.append(_verdict([r for r in rows if (r["method"], r["windows"]) == (rows[0]["method"], most_text)]))
+    parts.append(_verdict([r for r in rows if r["method"] == rows[0]["method"] and r["windows"] >= most_text]))
     for amount in sorted({r["blocks"] for r in rows}):
         here = [r for r in rows if r["blocks"] == amount]
         parts.append(f"## {amount} blocks out\n\n" + _table([r for r in here if r["windows"] == most_text], names))
@@ -62,7 +62,7 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
         if len({r["tokens"] for r in curve}) > 1:
             parts.append("Against calibration tokens:\n\n" + _table(curve, names))
     if trained:
-        parts.append(_trained.section(trained))
+        parts.append(_trained.section(trained["cuts"]))
     machine = results["machine"]["host"].get("cpu") or "a machine not named"
     parts.append(NOTES.format(context=results["context"], machine=machine))
     return "\n".join(parts)
@@ -78,12 +78,14 @@ def _most_of_all(rows: list[dict[str, Any]]) -> int:
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
-    """Of what was asked of the first method, how much is there."""
-    met = sum(all(won_back(j) >= ASKED[t > 0] for t, j in enumerate(r["judged"])) for r in rows)
-    return (
-        f"Asked of {rows[0]['method']}: half of the damage on the first text, a third on the others. With {rows[0]['windows']} windows "
-        f"of text met for {met} of {len(rows)} cuts.\n"
+    """Of what was asked of a method, how much is there, by each amount of text."""
+    met: dict[int, list[bool]] = {}
+    for r in sorted(rows, key=lambda r: r["windows"]):
+        met.setdefault(r["windows"], []).append(all(won_back(j) >= ASKED[t > 0] for t, j in enumerate(r["judged"])))
+    told = ", ".join(
+        f"with {windows} windows of text for {sum(each)} of {len(each)} cuts" for windows, each in met.items()
     )
+    return f"Asked of {rows[0]['method']}: half of the damage on the first text, a third on the others. Met {told}.\n"
 
 
 def _table(rows: list[dict[str, Any]], names: list[str]) -> str:

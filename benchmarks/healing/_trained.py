@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
-TEXT = """## Training beside it: {blocks} blocks out, {removed}
+TEXT = """## Training beside it
 
 ```
-python benchmarks/healing/trained.py        # then run.py --redraw
+python benchmarks/healing/trained.py        # --path, --remove: the cut; then run.py --redraw
 ```
 
 The commands that a user types: `prune`, `heal` (a+b: b trains what a healed), `evaluate` on {texts}, `export` to {quant}, and
-`bench` of all files taking turns. {tokens}
+`bench` of all files taking turns.
+
+Perplexity, and in brackets the part of the cut's damage in log perplexity that is won back. Time is of healing, here, all steps.
+Bytes and decode speed of {quant} in llama.cpp: median of repetitions, cuts measured at different times. "Left alone": what
+training gave was worse on a text held aside, so what it began from was kept.
+
+"""
+
+CUT = """### {blocks} blocks out: {removed} ({path})
 
 {table}
 
-Perplexity, and in brackets the part of the cut's damage in log perplexity that is won back. Time is of healing, here, all steps.
-Bytes and decode speed of {quant} in llama.cpp: median of repetitions. "Left alone": what training gave was worse on a text held
-aside, so what it began from was kept. {note}
+{tokens} {note}
+
 """
 
-ASKED = """
-### Zero-shot
+ASKED = """### Zero-shot
 
 The {quant} files in llama.cpp, by the first {limit} documents of each set: accuracy with lm-eval's standard error,
 normalised by length where the set has that.
 
 {table}
+
 """
 
-GENERATED = """
-### Generated text
+GENERATED = """### Generated text
 
 Greedy, of the same files: the part of four neighbouring tokens that were there before in a continuation (lower is
 better), and right answers of {n} to small questions after {shots} answered ones.
@@ -40,10 +47,27 @@ better), and right answers of {n} to small questions after {shots} answered ones
 {table}
 """
 
+Row = dict[str, Any]
 
-def section(found: dict[str, Any]) -> str:
-    rows = {row["method"]: row for row in found["rows"]}
-    names = [t["name"] for t in found["texts"]]
+
+def section(cuts: list[dict[str, Any]]) -> str:
+    """All cuts, by blocks removed, that were healed by the same commands."""
+    first = cuts[0]
+    text = TEXT.format(
+        texts=", ".join(f"{t['name']} ({t['windows']} windows)" for t in first["texts"]), quant=first["quant"]
+    )
+    for cut in cuts:
+        rows = {row["method"]: row for row in cut["rows"]}
+        names = [t["name"] for t in cut["texts"]]
+        text += CUT.format(**cut | {"table": _measured(rows, names), "tokens": _tokens(rows)})
+    asked = _each(cuts, "tasks", lambda scores: _by_task(scores))
+    if asked:
+        text += ASKED.format(limit=first["limit"], quant=first["quant"], table=_tasks(asked))
+    wrote = _each(cuts, "generation", lambda found: found)
+    return text + (_generated(wrote) if wrote else "")
+
+
+def _measured(rows: dict[str, Row], names: list[str]) -> str:
     lines = ["| | " + " | ".join(names) + " | KL | minutes | bytes | decode, tokens/s |"]
     lines.append("|---|" + "---|" * (len(names) + 4))
     for name, row in rows.items():
@@ -56,15 +80,17 @@ def section(found: dict[str, Any]) -> str:
         cells.append(f"{sum(h['seconds'] for h in row['healing']) / 60:.1f}" if "healing" in row else "–")
         cells += [f"{row['bytes'] / 1e6:.1f} MB", f"{statistics.median(row['decode_tok_per_s']):.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in found["texts"])
-    text = TEXT.format(
-        **found | {"texts": texts, "table": "\n".join(lines), "tokens": _tokens(rows), "note": found.get("note", "")}
-    )
-    asked = {name: _by_task(row["tasks"]) for name, row in rows.items() if "tasks" in row}
-    if asked:
-        text += ASKED.format(limit=found["limit"], quant=found["quant"], table=_tasks(asked))
-    wrote = {name: row["generation"] for name, row in rows.items() if "generation" in row}
-    return text + (_generated(wrote) if wrote else "")
+    return "\n".join(lines)
+
+
+def _each(cuts: list[dict[str, Any]], what: str, read: Callable[[Any], Any]) -> dict[str, Any]:
+    """What was found of each model, by its name on the page: the whole one once."""
+    return {
+        "whole" if row["method"] == "whole" else f"{cut['removed']}: {row['method']}": read(row[what])
+        for cut in cuts
+        for row in cut["rows"]
+        if what in row
+    }
 
 
 def _quality(q: dict[str, Any], cut: dict[str, Any]) -> str:

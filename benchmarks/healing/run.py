@@ -40,10 +40,6 @@ def main() -> None:
     parser.add_argument(
         "--paths", default=f"ours,{AFTER_HEAL},cosine_span", help=f"ours, {AFTER_HEAL}, a metric, or blocks: 0-11 18-29"
     )
-    parser.add_argument(
-        "--healed-scores", type=Path, default=HERE / "after-heal.scores.json",
-        help=f"{AFTER_HEAL}: of `edgeprune score --after-heal refit`; default: SmolLM2-135M-Instruct's",
-    )  # fmt: skip
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", default="24,48,96", help="of calibration text")
     parser.add_argument("--precision", default="auto")
@@ -65,6 +61,10 @@ def options(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a transformers folder; default: SmolLM2-135M-Instruct")
     parser.add_argument("--scores", type=Path, help="our path, of `edgeprune score`; default: the built-in model's")
+    parser.add_argument(
+        "--healed-scores", type=Path, default=HERE / "after-heal.scores.json",
+        help=f"{AFTER_HEAL}: of `edgeprune score --after-heal refit`; default: SmolLM2-135M-Instruct's",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="folder with the texts")
     parser.add_argument("--eval-windows", type=int, default=40, help="of each text")
     parser.add_argument("--context", type=int, default=512)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, temporary: Path) -> None:
     }  # fmt: skip
     for path, remove, n_windows, methods in jobs(args):
         text, kinds = heal.read_kinds(tok, spec, calibration, judges, n_windows, args.context)
-        blocks = cut(path, remove, whole, spec, text, args.healed_scores if path == AFTER_HEAL else args.scores)
+        blocks = cut(path, remove, whole, spec, text, args)
         key = {"cut": to_text(blocks), "windows": n_windows, "text": text.text.sha256}
         here = [row for row in results["rows"] if all(row[k] == v for k, v in key.items())]
         for row in here:  # paths may come to the same cut
@@ -167,9 +167,9 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int, int, list[str]]]:
     ]
 
 
-def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path | None) -> Any:
-    """The block list after `remove` blocks' worth of removals: of our stored path, of a metric on some of the calibration text,
-    or as given."""
+def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, args: argparse.Namespace) -> Any:
+    """The block list after `remove` blocks' worth of removals: of our stored paths, of a metric on some of the calibration text,
+    or as given. Only a metric needs the model and text."""
     from edgeprune import model as models
     from edgeprune import score
     from edgeprune.blocks import from_text, removed_sublayers
@@ -178,13 +178,18 @@ def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, scores: Path |
 
     if path[0].isdigit():
         return from_text(path)
-    if path in ("ours", AFTER_HEAL):
+    if is_ours(path):
+        scores = args.healed_scores if path == AFTER_HEAL else args.scores
         stored = scores.read_text(encoding="utf-8") if scores else models.builtin_text("scores")
         lists = [step.blocks for step in Scores.from_json(stored).path]
     else:
         few = text._replace(windows=text.windows[::8])
         lists, _ = score.removals(whole, spec, few, score.Method(path, remove), Work())
     return next(b for b in lists if len(removed_sublayers(b, spec.n_blocks)) == 2 * remove)
+
+
+def is_ours(path: str) -> bool:
+    return path in ("ours", AFTER_HEAL)
 
 
 def texts(args: argparse.Namespace, model: Path, folder: Path) -> tuple[Sequence[Path], list[Path]]:

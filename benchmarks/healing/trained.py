@@ -3,8 +3,8 @@
     python benchmarks/healing/trained.py [--model FOLDER] [--data FOLDER] [--tokens 80000]
 
 Every method is the command a user types: prune, heal (one after the other where a method is written a+b), evaluate, export,
-bench. Writes trained.json, from which run.py --redraw makes its part of README.md. With --folder it goes on where it was
-stopped. Over an hour on two cores.
+bench. Adds the cut to trained.json, from which run.py --redraw makes its part of README.md. With --folder it goes on where it
+was stopped. All methods of one cut take over an hour on two cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOLVED = ("refit", "replaceme", "replaceme_cosine")
 
 def main() -> None:
     parser = closed.options(__doc__)
-    parser.add_argument("--path", default="ours", help="ours, a metric, or blocks: 0-11 18-29")
+    parser.add_argument("--path", default="ours", help=f"ours, {closed.AFTER_HEAL}, a metric, or blocks: 0-11 18-29")
     parser.add_argument("--remove", type=int, default=6, help="blocks")
     parser.add_argument("--methods", default=CHAINS, help="a+b: b on what a healed")
     parser.add_argument("--tokens", type=int, default=80_000, help="to train on")
@@ -46,7 +46,11 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         results = run(args, folder)
-    (args.output / "trained.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    out = args.output / "trained.json"
+    before = json.loads(out.read_text(encoding="utf-8"))["cuts"] if out.exists() else []
+    cuts = [*(c for c in before if c["removed"] != results["removed"]), results]
+    cuts.sort(key=lambda c: c["blocks"])
+    out.write_text(json.dumps({"cuts": cuts}, indent=1) + "\n", encoding="utf-8")
 
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -111,10 +115,10 @@ def cut(args: argparse.Namespace, whole: Path, spec: Any, calibration: Any, fold
     from edgeprune.types import Budget
 
     text = model = None
-    if args.path != "ours" and not args.path[0].isdigit():
+    if not closed.is_ours(args.path) and not args.path[0].isdigit():
         text, _ = heal.read_kinds(torch_model.tokenizer(whole), spec, calibration, [], 40, args.context)
         model = torch_model.load(whole, dtype=torch_model.fast_dtype())
-    blocks = closed.cut(args.path, args.remove, model, spec, text, args.scores)
+    blocks = closed.cut(args.path, args.remove, model, spec, text, args)
     plan = make_plan(
         spec, None, load("host"), Budget(context_tokens=args.context, prompt_tokens=args.context)
     ).model_copy(update={"blocks": blocks, "removed": describe_removed(blocks, spec.n_blocks)})
