@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 
 demo: setup
 	$(BIN)/edgeprune run --device host --max-file 85MB --max-mem 200MB --context 512 --kv-type f16 --windows 4 --max-steps 4 --effort 0 \
-		--export gguf:Q8_0 --export onnx:int8 --export onnx:int4-mixed -o demo
+		--heal refit --export gguf:Q8_0 --export onnx:int8 --export onnx:int4-mixed -o demo
 
 test: setup .venv/extras .venv/llama.cpp
 	$(BIN)/ruff check

@@ -48,6 +48,10 @@ def test_ways_to_heal_go_on_from_one_another(tiny_folder, texts, tmp_path):
     assert step(**asked) == healed and said[2:] == ["heal by refit: already done", "heal by distill: already done"]
     step(**asked | {"settings": {"rate": "1e-4"}})
     assert said[4:] == ["heal by refit: already done", "heal by distill"]
+    step(**asked | {"heal_windows": 10})
+    assert said[6:] == ["heal by refit", "heal by distill"]
+    fewer = Healing.from_json((tmp_path / "healed-refit" / "healing.json").read_text())
+    assert fewer.text.tokens == 10 * 32 < found.former.text.tokens
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,8 @@ def test_ways_to_heal_go_on_from_one_another(tiny_folder, texts, tmp_path):
         (dict(heal=("distill", "distill")), "twice"),
         (dict(heal=("refit",), budget=Budget(100)), "healing by training"),
         (dict(budget=Budget(100)), "healing by training"),
+        (dict(heal=("distill",), heal_windows=8), "closed form"),
+        (dict(heal_windows=8), "closed form"),
         (dict(heal=("distill",), settings={"rank": "8"}), "distill has rate"),
         (dict(heal=("prayer",)), "no healers called"),
     ],

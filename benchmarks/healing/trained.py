@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="documents of each zero-shot set; 0: none")
     parser.add_argument("--asked", default="whole,cut,refit,refit+distill", help="who is asked them, and generates")
     parser.add_argument("--quant", default="Q4_0", help="to time and weigh")
-    parser.add_argument("--note", default="", help="to stand below the table, such as what else ran beside")
     parser.add_argument("--folder", type=Path, help="for the models; they stay, and are taken up")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -72,13 +71,13 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows[chain]["healing"] = healed(chain, folder, whole, calibration, judges, args)
     for text in judges:
         for name, found in zip(rows, qualities([*places.values()], whole, text, args), strict=True):
-            rows[name].setdefault("quality", []).append(found)
+            rows[name].setdefault("quality", []).append(found | {"subject": name})
     ggufs = [folder / f"{name}.gguf" for name in rows]
     for name, out in zip(rows, ggufs, strict=True):
         if not out.exists():
             edgeprune("export", places[name], "--format", "gguf", "--quant", args.quant, "-o", out)
         rows[name]["bytes"] = out.stat().st_size
-    timed = edgeprune("bench", *ggufs, "-p", 64, "-n", 64, "-r", 7, keep=folder / "bench.json")
+    timed = edgeprune("bench", *ggufs, "-p", 16, "-n", 128, "-r", 15, keep=folder / "bench.json")
     for row, measured in zip(rows.values(), (m for m in timed if m["n_gen"]), strict=True):
         row["decode_tok_per_s"] = measured["samples_ts"]
     asked = [name for name in args.asked.split(",") if name in rows] if args.limit else []
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "model": spec.name, "removed": describe_removed(blocks, spec.n_blocks), "path": args.path, "blocks": args.remove,
         "texts": [{"name": q["text"]["name"], "windows": q["windows"]} for q in rows["cut"]["quality"]],
-        "quant": args.quant, "note": args.note, "limit": args.limit, "rows": [*rows.values()],
+        "quant": args.quant, "limit": args.limit, "rows": [*rows.values()],
         "machine": {"host": read_facts(), "versions": environment()},
     }  # fmt: skip
 

@@ -35,7 +35,7 @@ def heal(
         list[Path] | None, typer.Option(help="Text that is to judge the result and so can't heal it; repeatable.")
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(min=1, help="Windows of text to solve by, all kinds together. Default: 96.")
+        int | None, typer.Option(min=1, help="Windows of text to solve by, all kinds together. Default: 192.")
     ] = None,
     tokens: Tokens = None,
     minutes: Minutes = None,

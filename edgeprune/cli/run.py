@@ -91,6 +91,9 @@ def run(
             " goes on from the one before. Default: none.",
         ),
     ] = None,
+    heal_windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows of text that refit or replaceme solve by. Default: 192.")
+    ] = None,
     tokens: Tokens = None,
     minutes: Minutes = None,
     settings: Settings = None,
@@ -153,7 +156,7 @@ def run(
         metric=scoring.of_granularity(metric, granularity), effort=effort, after_heal=after_heal, through=through,
         calibration=tuple(calibration or ()), texts=tuple(text or ()), windows=windows, context=window,
         max_steps=max_steps, max_bytes=max_memory, exports=tuple(exports or running.DEFAULT_EXPORTS), baseline=baseline,
-        mode=mode, heal=healers,
+        mode=mode, heal=healers, heal_windows=heal_windows,
         budget=healing.Budget(tokens, minutes) if tokens or minutes else None, settings=pairs(settings),
         depths=None if depth is None else tuple(depth),
         asked=Asked(names(tasks), task_data, include_path, limit, num_fewshot, generate=generate),

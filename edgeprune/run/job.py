@@ -37,6 +37,7 @@ class Options(NamedTuple):
     depths: tuple[int, ...] | None = None  # of the context, at which decoding is timed too; None: its end
     mode: str | None = None
     heal: tuple[str, ...] = ()  # healers, each on what the one before it made
+    heal_windows: int | None = None  # of text, of one that solves
     budget: Budget | None = None  # of each that trains
     settings: Mapping[str, str] = {}  # of each that trains
     asked: Asked = Asked()  # tasks and text

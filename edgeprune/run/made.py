@@ -48,6 +48,8 @@ def check_heal(base: Path, options: Options) -> None:
         raise UsageError(
             "--tokens, --minutes and --set are for healing by training; add a --heal such as refit,distill"
         )
+    if options.heal_windows and len(trained) == len(options.heal):
+        raise UsageError("--heal-windows is for healing in closed form; add --heal refit, or leave it out")
     if options.heal:
         keep_from_judging(read_texts(options.calibration, "calibration"), options.texts)
 
@@ -65,7 +67,8 @@ def healed(job: Job, made: Plan) -> Path:
 def _heal(job: Job, method: str, folder: Path, out: Path) -> None:
     options = job.options
     trains = heal.is_trained(catalog.load("edgeprune.healers", method))
-    more = {"budget": options.budget, "options": options.settings} if trains else {}
+    trained = {"budget": options.budget, "options": options.settings}
+    more = trained if trains else {"n_windows": options.heal_windows or heal.WINDOWS}
 
     def work() -> None:
         heal.heal(
