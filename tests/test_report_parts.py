@@ -123,7 +123,7 @@ def test_healing_shows_what_it_won_and_what_it_cost(tmp_path):
     text = reporting.render_md(report)
     assert all(word in text for word in ("| 20 % ● |", "21,504 tokens", "61.2 s", "F12", "a paper"))
     assert "Healing was not tried" not in text and not any("records healing" in r for r in report.risks)
-    assert report.headline.endswith(": healing won back no more, weigh removing less before shipping.")
+    assert report.headline.endswith(": healed already, remove less or train longer before shipping.")
     (folder / "healed" / "healing.json").write_text(json.dumps(HEALING | {"text": TEXT}))
     assert any("also healed" in r for r in reporting.build(folder).risks)
     (folder / "healed" / "healing.json").write_text("{}")

@@ -14,7 +14,7 @@ from edgeprune.units import show_bytes
 NOTICEABLE, MUCH_WORSE, BROKEN = 1.05, 1.25, 10.0
 COSTS_MUCH = {
     "whole": "quantisation alone costs that, weigh a larger one before shipping", "cut": "heal before shipping",
-    "healed": "healing won back no more, weigh removing less before shipping",
+    "healed": "healed already, remove less or train longer before shipping",
 }  # fmt: skip
 NO_LONGER_WORKS = {"whole": "quantise less", "cut": "remove less or heal", "healed": "remove less"}
 EQUAL = 0.10  # files whose sizes differ by less are called of equal bytes
