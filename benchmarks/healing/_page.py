@@ -48,9 +48,8 @@ def page(results: dict[str, Any], trained: dict[str, Any] | None) -> str:
     rows, names = results["rows"], [t["name"] for t in results["texts"]]
     most = max((len(r["kinds"]) for r in rows), default=0)
     kinds = next((r["kinds"] for r in rows if len(r["kinds"]) == most), [])
-    texts = ", ".join(f"{t['name']} ({t['windows']} windows)" for t in results["texts"])
     seen = SEEN if any(k.startswith("wikitext2-valid") for k in kinds) else ""
-    about = {"texts": texts, "kinds": ", ".join(kinds), "seen": seen}
+    about = {"texts": _trained.told(results["texts"]), "kinds": ", ".join(kinds), "seen": seen}
     parts = [HEAD.format(model=results["model"], precision=results["precision"], **about)]
     parts.append(AGAINST if len({r["tokens"] for r in rows}) > 1 else "")
     most_text = _most_of_all(rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 TEXT = """## Training beside it
@@ -56,18 +55,20 @@ Row = dict[str, Any]
 def section(cuts: list[dict[str, Any]]) -> str:
     """All cuts, by blocks removed, that were healed by the same commands."""
     first = cuts[0]
-    text = TEXT.format(
-        texts=", ".join(f"{t['name']} ({t['windows']} windows)" for t in first["texts"]), quant=first["quant"]
-    )
+    text = TEXT.format(texts=told(first["texts"]), quant=first["quant"])
     for cut in cuts:
         rows = {row["method"]: row for row in cut["rows"]}
         names = [t["name"] for t in cut["texts"]]
         text += CUT.format(**cut | {"table": _measured(rows, names), "tokens": _tokens(rows)})
-    asked = _each(cuts, "tasks", lambda scores: _by_task(scores))
+    asked = {name: _by_task(scores) for name, scores in _each(cuts, "tasks").items()}
     if asked:
         text += ASKED.format(limit=first["limit"], quant=first["quant"], table=_tasks(asked))
-    wrote = _each(cuts, "generation", lambda found: found)
+    wrote = _each(cuts, "generation")
     return text + (_generated(wrote) if wrote else "")
+
+
+def told(texts: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{t['name']} ({t['windows']} windows)" for t in texts)
 
 
 def _measured(rows: dict[str, Row], names: list[str]) -> str:
@@ -86,10 +87,10 @@ def _measured(rows: dict[str, Row], names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _each(cuts: list[dict[str, Any]], what: str, read: Callable[[Any], Any]) -> dict[str, Any]:
+def _each(cuts: list[dict[str, Any]], what: str) -> dict[str, Any]:
     """What was found of each model, by its name on the page: the whole one once."""
     return {
-        "whole" if row["method"] == "whole" else f"{cut['removed']}: {row['method']}": read(row[what])
+        "whole" if row["method"] == "whole" else f"{cut['removed']}: {row['method']}": row[what]
         for cut in cuts
         for row in cut["rows"]
         if what in row

@@ -178,18 +178,18 @@ def cut(path: str, remove: int, whole: Any, spec: Any, text: Any, args: argparse
 
     if path[0].isdigit():
         return from_text(path)
-    if is_ours(path):
+    if is_metric(path):
+        few = text._replace(windows=text.windows[::8])
+        lists, _ = score.removals(whole, spec, few, score.Method(path, remove), Work())
+    else:
         scores = args.healed_scores if path == AFTER_HEAL else args.scores
         stored = scores.read_text(encoding="utf-8") if scores else models.builtin_text("scores")
         lists = [step.blocks for step in Scores.from_json(stored).path]
-    else:
-        few = text._replace(windows=text.windows[::8])
-        lists, _ = score.removals(whole, spec, few, score.Method(path, remove), Work())
     return next(b for b in lists if len(removed_sublayers(b, spec.n_blocks)) == 2 * remove)
 
 
-def is_ours(path: str) -> bool:
-    return path in ("ours", AFTER_HEAL)
+def is_metric(path: str) -> bool:
+    return not (path[0].isdigit() or path in ("ours", AFTER_HEAL))
 
 
 def texts(args: argparse.Namespace, model: Path, folder: Path) -> tuple[Sequence[Path], list[Path]]:

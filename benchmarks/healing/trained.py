@@ -114,7 +114,7 @@ def cut(args: argparse.Namespace, whole: Path, spec: Any, calibration: Any, fold
     from edgeprune.types import Budget
 
     text = model = None
-    if not closed.is_ours(args.path) and not args.path[0].isdigit():
+    if closed.is_metric(args.path):
         text, _ = heal.read_kinds(torch_model.tokenizer(whole), spec, calibration, [], 40, args.context)
         model = torch_model.load(whole, dtype=torch_model.fast_dtype())
     blocks = closed.cut(args.path, args.remove, model, spec, text, args)
